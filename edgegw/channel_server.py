@@ -1,0 +1,158 @@
+"""The control process's end of the channel: hears the workers and asks the authority for them.
+
+One link per worker. What a link does beyond passing words on: it remembers what its worker holds (`Holdings`), and
+gives that back when the worker dies. Knows no bucket and no limit: the authority does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from edgegw.channel import HELLO_WITHIN_S, VERSION, ChannelError, Hello, Link, Message, Ready, Shares
+from edgegw.limits.authority import Authority, Holdings
+from edgegw.limits.lease import GiveBack, Recall, Spent, Want
+
+WANTS_MAX = 10_000  # asked by one worker and not yet answered; a worker asks once per tenant, and has as many tenants
+
+logger = logging.getLogger("edgegw.channel")
+
+
+class ChannelServer:
+    """The control process's end. `sock` listens already and belongs to the supervisor: it is used, never closed.
+
+    `epoch` tells this control process from its predecessors (Unix nanoseconds of its start will do).
+    """
+
+    def __init__(self, sock: socket.socket, authority: Authority, epoch: int) -> None:
+        self.authority = authority
+        self.epoch = epoch
+        self.links: set[ControlLink] = set()  # that said hello
+        self.slow_readers = 0  # cut off so far
+        self._sock = sock
+        self._accepted: set[ControlLink] = set()
+        self._server: asyncio.AbstractServer | None = None
+
+    @property
+    def workers(self) -> list[tuple[int, int]]:
+        """Slot and process id of each worker that is connected (two of a slot during a reload)."""
+        return sorted((link.hello.slot, link.hello.pid) for link in self.links if link.hello is not None)
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        options: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+        self._server = await loop.create_unix_server(
+            lambda: ControlLink(loop, self), sock=self._sock.dup(), backlog=socket.SOMAXCONN, **options
+        )
+
+    def broadcast(self, message: Message) -> None:
+        for link in self.links:
+            link.send(message)
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        gone = [link.gone for link in self._accepted]
+        for link in list(self._accepted):
+            link.close()
+        if gone:
+            await asyncio.wait(gone, timeout=HELLO_WITHIN_S)
+
+    def joined(self, link: ControlLink) -> None:
+        self.links.add(link)
+        link.send(Ready(self.epoch, len(self.links)))
+        for other in self.links - {link}:
+            other.send(Shares(len(self.links)))
+
+    def left(self, link: ControlLink) -> None:
+        self._accepted.discard(link)
+        if link in self.links:
+            self.links.discard(link)
+            self.broadcast(Shares(len(self.links)))
+
+    def accepted(self, link: ControlLink) -> None:
+        self._accepted.add(link)
+
+
+class ControlLink(Link):
+    """What the control process knows of one worker."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, server: ChannelServer) -> None:
+        super().__init__(loop)
+        self._server = server
+        self._authority = server.authority
+        self._holdings = Holdings()
+        self._answering: set[asyncio.Task[None]] = set()
+        self._patience = loop.call_later(HELLO_WITHIN_S, self.cut, "a worker did not say hello")
+        self._hear: dict[type[Any], Callable[[Any], None]] = {
+            Want: self._want,
+            GiveBack: self._give_back,
+            Spent: self._spent,
+            Recall: self._recall,
+        }
+        self.hello: Hello | None = None
+        self.gone: asyncio.Future[None] = loop.create_future()
+
+    def opened(self) -> None:
+        self._server.accepted(self)
+
+    def heard(self, message: Message) -> None:
+        if type(message) is Hello:
+            self._greet(message)
+        elif self.hello is None or type(message) not in self._hear:
+            raise ChannelError(f"an unexpected {type(message).__name__}")
+        else:
+            self._hear[type(message)](message)
+
+    def lost(self) -> None:
+        """What a worker that died still held goes back; a worker that left in peace holds nothing."""
+        self._patience.cancel()
+        self._server.left(self)
+        for tenant, tokens in self._holdings.returned():
+            self._authority.give_back(tenant, tokens)
+        self.gone.set_result(None)
+
+    def slow(self) -> None:
+        self._server.slow_readers += 1
+        super().slow()
+
+    def _greet(self, hello: Hello) -> None:
+        self._patience.cancel()
+        if hello.version != VERSION:
+            raise ChannelError(f"worker {hello.pid} speaks version {hello.version}, we speak {VERSION}")
+        self.hello = hello
+        self._server.joined(self)
+
+    def _want(self, want: Want) -> None:
+        self._holdings.said(want.tenant, want.held)
+        if len(self._answering) >= WANTS_MAX:
+            raise ChannelError(f"more than {WANTS_MAX} wants unanswered")
+        task = self._loop.create_task(self._answer(want))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, want: Want) -> None:
+        try:
+            offer = await self._authority.lease(want.tenant, want.tokens, want.need)
+        except Exception:
+            logger.exception("the authority failed")  # no answer: the worker goes on by itself
+            return
+        if self._transport is None:
+            self._authority.give_back(want.tenant, offer.granted)
+        else:
+            self._holdings.leased(want.tenant, offer.granted)
+            self.send(offer)
+
+    def _give_back(self, message: GiveBack) -> None:
+        self._holdings.said(message.tenant, message.held, message.tokens)
+        self._authority.give_back(message.tenant, message.tokens)
+
+    def _spent(self, message: Spent) -> None:
+        self._authority.spent(message.tenant, message.tokens)
+
+    def _recall(self, message: Recall) -> None:
+        self._authority.recall(message.tenant, message.level)

@@ -1,0 +1,182 @@
+"""The command line: names, options and exit codes. What a command does is elsewhere.
+
+Commands import what they need when they run, so that `edgegw --help` does not wait for an event loop and `edgegw
+serve` does not load what only the demo needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgegw import __version__
+
+if TYPE_CHECKING:
+    from edgegw.ledger.listing import Table
+    from edgegw.settings import Settings
+
+EXIT_SETTINGS = 2
+
+config_option = click.option("--config", "-c", metavar="FILE", help="Settings file [EDGEGW_CONFIG, ./edgegw.yaml].")
+db_option = click.option("--db", metavar="FILE", help="The SQLite file [the one that the settings name].")
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+follow_option = click.option("--follow", "-f", is_flag=True, help="Go on with what comes.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgegw")
+def main() -> None:
+    """edgegw, an AI gateway: exact limits, an exact ledger, streams that never end silently."""
+
+
+@main.command()
+@config_option
+def serve(config: str | None) -> None:
+    """Run the gateway."""
+    from edgegw import app
+
+    sys.exit(app.serve(_settings(config), lambda: _read(config)))
+
+
+@main.command()
+@config_option
+def check(config: str | None) -> None:
+    """Check the settings: every mistake with its place, or what is in force."""
+    from edgegw.settings import describe
+
+    click.echo(describe(_settings(config)))
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of the settings file, for editors."""
+    from edgegw.settings import schema as settings_schema
+
+    click.echo(json.dumps(settings_schema(), indent=2))
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=9901, show_default=True, help="0 takes a free one.")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same answers.")
+@click.option("--latency", default="0s", show_default=True, help="Before the first byte, e.g. 200ms.")
+@click.option("--pace", default="0s", show_default=True, help="Between two tokens, e.g. 20ms.")
+@click.option("--tokens", default=24, show_default=True, help="Length of an answer, unless the request says.")
+@click.option("--rules", metavar="FILE", help="YAML rules for faults; see docs/simulator.md.")
+def simulate(host: str, port: int, seed: int, latency: str, pace: str, tokens: int, rules: str | None) -> None:
+    """Run a provider that is none: OpenAI's and Anthropic's APIs, with faults on demand."""
+    from edgegw import simulate as simulation
+
+    try:
+        simulation.run(host, port, seed=seed, latency=latency, pace=pace, tokens=tokens, rules_file=rules)
+    except simulation.BadOptionError as error:
+        raise click.UsageError(str(error)) from None
+
+
+@main.command()
+@click.option("--port", default=8080, show_default=True, help="The gateway's port; 0 takes a free one.")
+@click.option("--once", is_flag=True, help="Stop after the tour instead of waiting for you.")
+def demo(port: int, once: bool) -> None:
+    """A tour without keys or servers: simulator, gateway, a few requests, and their rows."""
+    from edgegw import demo as tour
+
+    sys.exit(tour.run(port, once=once))
+
+
+@main.command()
+@config_option
+@db_option
+@click.option("--tenant", help="Of this tenant only.")
+@click.option("--state", help="With this end state only, e.g. complete or failed.")
+@click.option("--since", metavar="TIME", help="Since then: 15m, 24h, 7d, or 2026-11-22T10:00.")
+@click.option("--limit", "-n", default=20, show_default=True, help="At most so many.")
+@json_option
+@follow_option
+def requests(
+    config: str | None,
+    db: str | None,
+    tenant: str | None,
+    state: str | None,
+    since: str | None,
+    limit: int,
+    as_json: bool,
+    follow: bool,
+) -> None:
+    """List requests, the latest last."""
+    _list("requests", config, db, since, limit, as_json, follow, tenant=tenant, state=state)
+
+
+@main.command()
+@config_option
+@db_option
+@click.option("--request", "request_id", metavar="ID", help="Of this request only.")
+@click.option("--since", metavar="TIME", help="Since then: 15m, 24h, 7d, or 2026-11-22T10:00.")
+@click.option("--limit", "-n", default=20, show_default=True, help="At most so many.")
+@json_option
+@follow_option
+def attempts(
+    config: str | None,
+    db: str | None,
+    request_id: str | None,
+    since: str | None,
+    limit: int,
+    as_json: bool,
+    follow: bool,
+) -> None:
+    """List provider attempts: each primary, retry and fallback."""
+    _list("provider_attempts", config, db, since, limit, as_json, follow, request_id=request_id)
+
+
+def _read(config: str | None) -> Settings:
+    from edgegw.settings import load
+
+    return load(config, os.environ)
+
+
+def _settings(config: str | None) -> Settings:
+    """The settings, or every mistake in them and exit code 2."""
+    from edgegw.settings import SettingsError, warnings
+
+    try:
+        settings = _read(config)
+    except SettingsError as error:
+        click.echo(str(error), err=True)
+        sys.exit(EXIT_SETTINGS)
+    for warning in warnings(settings):
+        click.echo(f"warning: {warning}", err=True)
+    return settings
+
+
+def _database(config: str | None, db: str | None) -> Path:
+    """Which rows to read: needs no keys, so settings without a provider will do."""
+    from edgegw.settings import NoProviderError, Settings, SettingsError
+
+    if db is not None:
+        return Path(db)
+    try:
+        return Path(_read(config).sqlite_path)
+    except NoProviderError:
+        return Path(Settings().sqlite_path)
+    except SettingsError as error:
+        click.echo(str(error), err=True)
+        sys.exit(EXIT_SETTINGS)
+
+
+def _list(
+    table: Table, config: str | None, db: str | None, since: str | None, limit: int, as_json: bool, follow: bool, **wanted: str | None
+) -> None:
+    from edgegw import show
+    from edgegw.ledger.listing import Filter, NoLedgerError
+
+    try:
+        chosen = Filter(since_ns=show.since_ns(since), **wanted)
+        show.show(table, _database(config, db), sys.stdout, chosen=chosen, limit=limit, as_json=as_json, follow=follow)
+    except (NoLedgerError, show.TimeError) as error:
+        raise click.ClickException(str(error)) from None
+    except (KeyboardInterrupt, BrokenPipeError):
+        sys.exit(0)

@@ -1,0 +1,78 @@
+"""The life of the control process: channel, shipper, admin port; and the order in which they end.
+
+It may die and come back at any time: workers go on without it, and what they wrote is read from where the books say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from edgegw.channel_server import ChannelServer
+from edgegw.control.admin import Readiness
+from edgegw.http.server import Server
+from edgegw.http.watch import Watch
+from edgegw.ledger.shipper import Shipper
+from edgegw.ledger.store import Store
+
+# For shipping what the workers left; what is not shipped by then is shipped at the next start.
+SHIP_TIMEOUT_S = 10.0
+
+logger = logging.getLogger("edgegw.control")
+
+
+@dataclass(frozen=True, slots=True)
+class ControlProcess:
+    """What the control process is made of."""
+
+    watch: Watch
+    channel: ChannelServer
+    shipper: Shipper
+    store: Store
+    admin: Server
+    workers_wanted: int
+
+    async def run(self, admin: socket.socket, lifeline_fd: int, ready: Any) -> int:
+        """Until it is told to go, or the supervisor is gone. The exit code: 1 when the books cannot be kept."""
+        loop = asyncio.get_running_loop()
+        told_to_go = asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, told_to_go.set)
+        loop.add_reader(lifeline_fd, told_to_go.set)
+        self.watch.start()
+        await self.channel.start()
+        await self.admin.listen(admin)
+        shipping = loop.create_task(self.shipper.run())
+        shipping.add_done_callback(lambda _: told_to_go.set())
+        ready()
+        await told_to_go.wait()
+        loop.remove_reader(lifeline_fd)
+        code = 0
+        if shipping.done():
+            logger.error("the ledger cannot be kept: %s", shipping.exception())
+            code = 1
+        else:
+            await self.shipper.stop(SHIP_TIMEOUT_S)
+        await self.channel.close()
+        self.admin.drain()
+        self.admin.abort()
+        await self.store.close()
+        self.watch.stop()
+        return code
+
+    def readiness(self) -> Readiness:
+        """A worker is there to take requests. What else is wrong is told, and takes nobody out of service."""
+        workers = self.channel.workers
+        tally = self.shipper.tally
+        details: dict[str, Any] = {
+            "workers": {"wanted": self.workers_wanted, "connected": len(workers)},
+            "ledger": {
+                "state": "failing" if tally.failing else "ok",
+                "lag_seconds": round(self.shipper.lag_s, 3),
+                "rows": tally.rows,
+            },
+        }
+        return Readiness(bool(workers), details)

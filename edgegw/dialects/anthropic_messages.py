@@ -1,0 +1,191 @@
+"""Anthropic Messages as the API answers it: usage, stop reasons, whole messages, and what its errors mean.
+
+Unknown blocks and fields are passed over: Anthropic adds some every month (research: wire formats, 1.3).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from edgegw.dialects.chat import Answer, Citation, Finish, SealedThinking, Thinking, ToolCall
+from edgegw.dialects.openai_chat_reply import Mask, error_words, garbage, kind_of_words, unmasked
+from edgegw.errors import UpstreamFault
+from edgegw.exchange import Usage
+
+NAME = "anthropic_messages"
+
+_EMPTY = msgspec.Raw()
+_NO_ARGUMENTS = msgspec.Raw(b"{}")
+
+# Unknown reasons count as "stop": the answer is there, whatever made it end.
+_FINISH: dict[str | None, Finish] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "pause_turn": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+
+# Anthropic's error types in OpenAI's words (type, code), and what an error event of that type would have had as status.
+_ERRORS: dict[str, tuple[str, str | None, int]] = {
+    "invalid_request_error": ("invalid_request_error", None, 400),
+    "authentication_error": ("authentication_error", "invalid_api_key", 401),
+    "billing_error": ("insufficient_quota", "insufficient_quota", 402),
+    "permission_error": ("permission_error", None, 403),
+    "not_found_error": ("invalid_request_error", "not_found", 404),
+    "request_too_large": ("invalid_request_error", "request_too_large", 413),
+    "rate_limit_error": ("rate_limit_error", "rate_limit_exceeded", 429),
+    "timeout_error": ("timeout_error", "upstream_timeout", 504),
+    "overloaded_error": ("overloaded_error", "overloaded", 529),
+}
+# What Anthropic says only in prose: the beginning or a part of the message, and OpenAI's code for it.
+_CODES_IN_PROSE = (
+    ("prompt is too long", "context_length_exceeded"),
+    ("credit balance is too low", "insufficient_quota"),
+    ("model: ", "model_not_found"),
+)
+
+
+class UsageCount(msgspec.Struct):
+    """Every field may be missing, or null, in any event; what is there replaces what an earlier event said."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    output_tokens_details: dict[str, Any] | None = None
+
+
+class StopDetails(msgspec.Struct):
+    explanation: str | None = None
+
+
+class Block(msgspec.Struct):
+    type: str = ""
+    id: str = ""
+    name: str = ""
+    text: str | None = None
+    thinking: str | None = None
+    signature: str | None = None
+    data: msgspec.Raw = _EMPTY
+    input: msgspec.Raw = _EMPTY
+    citations: list[dict[str, Any]] | None = None
+
+
+class Message(msgspec.Struct):
+    type: str = ""
+    id: str = ""
+    model: str = ""
+    content: list[Block] = []
+    stop_reason: str | None = None
+    stop_details: StopDetails | None = None
+    usage: UsageCount | None = None
+    error: msgspec.Raw = _EMPTY
+
+
+_MESSAGE = msgspec.json.Decoder(Message)
+_ANYTHING = msgspec.json.Decoder()
+
+
+def read_message(body: bytes, unwrap: str | None, mask: Mask = unmasked) -> Answer:
+    """Reads a whole reply. `unwrap` is the tool whose arguments are the answer's text (see anthropic_request.py).
+
+    Raises UpstreamFault: upstream_garbage when it is no message, or what the error in it says.
+    """
+    try:
+        message = _MESSAGE.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise garbage("The provider's answer is not a message.") from None
+    if message.error != _EMPTY:
+        raise error_fault(mask(bytes(message.error)))
+    if message.type != "message":
+        raise garbage("The provider's answer is not a message.")
+    texts: list[str] = []
+    calls: list[ToolCall] = []
+    thinking: list[Thinking | SealedThinking] = []
+    citations: list[Citation] = []
+    for block in message.content:
+        if block.type == "text":
+            texts.append(block.text or "")
+            citations += [found for entry in block.citations or () if (found := read_citation(entry)) is not None]
+        elif block.type == "tool_use":
+            arguments = _NO_ARGUMENTS if block.input == _EMPTY else block.input
+            if block.name == unwrap:
+                texts.append(bytes(arguments).decode("utf-8", "replace"))
+            else:
+                calls.append(ToolCall(block.id, block.name, arguments))
+        elif block.type == "thinking":
+            thinking.append(Thinking(block.thinking or "", block.signature or ""))
+        elif block.type == "redacted_thinking":
+            thinking.append(SealedThinking(_ANYTHING.decode(block.data) if block.data != _EMPTY else ""))
+    details = message.stop_details
+    return Answer(
+        id=message.id,
+        model=message.model,
+        text="".join(texts) if texts or not calls else None,
+        tool_calls=calls,
+        thinking=thinking,
+        citations=citations,
+        refusal=details.explanation if details and message.stop_reason == "refusal" else None,
+        finish=finish_of(message.stop_reason, bool(calls)),
+        usage=usage_of(message.usage or UsageCount()),
+    )
+
+
+def finish_of(stop_reason: str | None, called_tools: bool) -> Finish:
+    """The neutral word. A "tool_use" that only filled in our own tool is an ordinary end."""
+    finish = _FINISH.get(stop_reason, "stop")
+    return "stop" if finish == "tool_calls" and not called_tools else finish
+
+
+def usage_of(count: UsageCount) -> Usage:
+    """In OpenAI's sense: Anthropic's input leaves out what was read from or written to the cache, ours does not."""
+    read, written = count.cache_read_input_tokens or 0, count.cache_creation_input_tokens or 0
+    thinking = (count.output_tokens_details or {}).get("thinking_tokens")
+    return Usage(
+        input=(count.input_tokens or 0) + read + written,
+        output=count.output_tokens or 0,
+        cached=read,
+        cache_write=written,
+        reasoning=thinking if isinstance(thinking, int) else 0,
+    )
+
+
+def read_citation(entry: dict[str, Any]) -> Citation | None:
+    """A citation of a page on the web; those of documents have no address and no place in OpenAI's dialect."""
+    url, title = entry.get("url"), entry.get("title")
+    return Citation(url, title if isinstance(title, str) else "") if isinstance(url, str) and url else None
+
+
+def words_of(error: object) -> dict[str, str]:
+    """Anthropic's error value in OpenAI's words: `message`, `type`, `code`."""
+    words = error_words(error)
+    own_type, message = words.get("type", ""), words.get("message", "")
+    type_, code, _ = _ERRORS.get(own_type, (own_type, None, 0))
+    for prose, told in _CODES_IN_PROSE:
+        if message.startswith(prose) or (prose in message and told != "model_not_found"):
+            code = told
+            break
+    found = {"message": message, "type": type_, "code": code or ""}
+    return {name: value for name, value in found.items() if value}
+
+
+def error_fault(error: bytes) -> UpstreamFault:
+    """What an error event, or an error inside a reply of status 200, means. `error`: the JSON of its `error` value."""
+    value = _ANYTHING.decode(error)
+    words = words_of(value)
+    own_type = error_words(value).get("type", "")
+    status = _ERRORS.get(own_type, ("", None, 200))[2]
+    refused = status in (400, 404, 413)
+    kind = kind_of_words(words.get("code"), words.get("type"))
+    return UpstreamFault(
+        kind or ("upstream_refused" if refused else "upstream_error"),
+        words.get("message") or "The provider reported an error inside its answer.",
+        status=status,
+        wire_type=words.get("type"),
+        code=words.get("code"),
+    )

@@ -1,0 +1,292 @@
+"""OpenAI Chat Completions streamed, from a provider that speaks it to a client that speaks it: bytes pass untouched.
+
+Every whole event is looked at once with a typed decode that skips what we do not act on (0.4 us), and passes as it
+came. Three things do not pass: the usage-only event when the client did not ask for it, an error event (the relay
+says it in our own words, or tries elsewhere), and everything from [DONE] on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from edgegw.dialects.openai_chat_reply import Mask, fault_of, is_something, read_usage, unmasked
+from edgegw.errors import UpstreamFault
+from edgegw.exchange import Usage
+from edgegw.http.sse import EventTooLongError, Splitter, data_of
+
+DONE_EVENT = b"data: [DONE]\n\n"
+
+_DONE = b"[DONE]"
+_OBJECT_START = b"{"
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    finish_reason: str | None = None
+    delta: dict[str, msgspec.Raw] | None = None
+
+
+class _Groq(msgspec.Struct):
+    usage: msgspec.Raw = msgspec.Raw()
+
+
+class _Chunk(msgspec.Struct):
+    model: str | None = None
+    choices: list[_Choice] | None = None
+    usage: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = msgspec.Raw()
+    x_groq: _Groq | None = None
+
+
+_CHUNK = msgspec.json.Decoder(_Chunk)
+_ANYTHING = msgspec.json.Decoder()
+_ABSENT = msgspec.Raw()
+_NO_USAGE = (_ABSENT, msgspec.Raw(b"null"))
+
+
+class OpenAIChatStream:
+    """The StreamReader of a transparent stream. `choices` is how many answers the client asked for.
+
+    With `mending`, two habits of compatible providers are set right, and only in the events that have them: tool calls
+    without an index (Mistral; SDKs need it) and content that is a list of parts. `mask` takes keys out of error texts.
+    """
+
+    __slots__ = (
+        "_choices",
+        "_finished",
+        "_mask",
+        "_splitter",
+        "_tool_calls",
+        "done",
+        "events",
+        "fault",
+        "finish_reason",
+        "mending",
+        "model",
+        "opened",
+        "transparent",
+        "usage",
+        "withholding",
+    )
+
+    def __init__(
+        self, choices: int = 1, withholding: bool = False, mending: bool = False, mask: Mask = unmasked
+    ) -> None:
+        self.opened = False
+        self.done = False
+        self.fault: UpstreamFault | None = None
+        self.usage: Usage | None = None
+        self.finish_reason: str | None = None
+        self.model: str | None = None
+        self.events = 0
+        self.transparent = not mending
+        self.withholding = withholding
+        self.mending = mending
+        self._choices = choices
+        self._mask = mask
+        self._finished: set[int] = set()  # indexes of the choices whose finish reason has come
+        self._tool_calls: dict[int, int] = {}  # choice -> tool calls without an index so far
+        self._splitter = Splitter()
+
+    @property
+    def last(self) -> bytes:
+        return DONE_EVENT
+
+    @property
+    def at_rest(self) -> bool:
+        return self._splitter.at_rest
+
+    def _over(self) -> bool:
+        return self.done or self.fault is not None
+
+    def feed(self, data: bytes) -> bytes:
+        if self._over():
+            return b""
+        try:
+            raw_events = self._splitter.feed(data)
+        except EventTooLongError as error:
+            self.fault = UpstreamFault("upstream_garbage", f"The provider sent {error}.", status=200)
+            return b""
+        if len(raw_events) == 1:
+            return self._pass(raw_events[0])
+        passed = []
+        untouched = True
+        for raw in raw_events:
+            out = self._pass(raw)
+            if out is not raw:
+                untouched = False
+            if out:
+                passed.append(out)
+            if self._over():
+                untouched = False
+                break
+        joined = b"".join(passed)
+        return data if untouched and len(joined) == len(data) else joined
+
+    def end(self) -> bytes:
+        """A finish reason makes the reply complete even without [DONE]; a last event may lack its blank line."""
+        if self._over():
+            return b""
+        rest = self._splitter.pending
+        passed = self._pass_unfinished(rest) if rest.strip() else b""
+        if self._over():
+            return passed
+        if len(self._finished) >= self._choices:
+            self.done = True
+        elif self.events:
+            self.fault = UpstreamFault(
+                "upstream_cut", "The provider's answer ended before it was complete.", status=200
+            )
+        else:
+            self.fault = UpstreamFault("upstream_garbage", "The provider's answer is not an event stream.", status=200)
+        return passed
+
+    def recall(self, raw_events: Iterable[bytes]) -> None:
+        for raw_event in raw_events:
+            for raw in Splitter().feed(raw_event):
+                data = data_of(raw)
+                try:
+                    chunk = _CHUNK.decode(data or b"")
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                    continue
+                self._note(chunk)
+
+    def _pass(self, raw: bytes) -> bytes:
+        """What the client gets for one raw event: the event, or nothing."""
+        data = data_of(raw)
+        if data is None:
+            return raw
+        try:
+            chunk = _CHUNK.decode(data)
+        except msgspec.ValidationError:
+            return self._pass_loosely(raw, data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self._end_with(data)
+            return b""
+        if chunk.error != _ABSENT and is_something(chunk.error):
+            self.fault = fault_of(self._mask(bytes(chunk.error)))
+            return b""
+        self.events += 1
+        withheld = self._note(chunk) and self.withholding and not chunk.choices
+        if not self.opened and chunk.choices:
+            self.opened = any(_carries(choice) for choice in chunk.choices)
+        if self.mending and (b'"tool_calls"' in raw or b'"content":[' in raw or b'"content": [' in raw):
+            return self._mended(raw, data)
+        return b"" if withheld else raw
+
+    def _note(self, chunk: _Chunk) -> bool:
+        """Keeps what the books want of an event; True when it told usage."""
+        if self.model is None:
+            self.model = chunk.model or None
+        for choice in chunk.choices or ():
+            if choice.finish_reason:
+                self._finished.add(choice.index)
+                if self.finish_reason is None or choice.index == 0:
+                    self.finish_reason = choice.finish_reason
+        usage = chunk.usage
+        if chunk.x_groq is not None and usage in _NO_USAGE:
+            usage = chunk.x_groq.usage
+        if usage in _NO_USAGE:
+            return False
+        self.usage = read_usage(usage) or self.usage
+        return True
+
+    def _end_with(self, data: bytes) -> None:
+        """Data that is no JSON: the terminator, or garbage."""
+        if data.strip() != _DONE:
+            self.fault = UpstreamFault("upstream_garbage", "The provider sent an event that is not JSON.", status=200)
+        elif not self.events:
+            self.fault = UpstreamFault("upstream_garbage", "The provider's answer is empty.", status=200)
+        else:
+            self.done = True
+
+    def _pass_loosely(self, raw: bytes, data: bytes) -> bytes:
+        """An event with other types than we know: passes when it is a JSON object, and counts as content."""
+        try:
+            found = _ANYTHING.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            self._end_with(data)
+            return b""
+        if found.get("error"):
+            self.fault = fault_of(self._mask(msgspec.json.encode(found["error"])))
+            return b""
+        self.events += 1
+        self.opened = True
+        return raw
+
+    def _pass_unfinished(self, rest: bytes) -> bytes:
+        """The end of a stream whose last event has no blank line, or of a body that never was a stream."""
+        data = rest.strip() if rest.lstrip().startswith(_OBJECT_START) else data_of(rest)
+        if data is None:
+            return b""
+        try:
+            found = _ANYTHING.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            if data.strip() == _DONE:
+                self._end_with(data)
+            return b""
+        if data_of(rest) is not None:
+            return self._pass(rest.rstrip(b"\r\n") + b"\n\n")
+        if isinstance(found, dict) and found.get("error"):
+            self.fault = fault_of(self._mask(msgspec.json.encode(found["error"])))
+        return b""
+
+    def _mended(self, raw: bytes, data: bytes) -> bytes:
+        found = _ANYTHING.decode(data)
+        changed = False
+        for choice in found.get("choices") or ():
+            delta = choice.get("delta") or {}
+            changed |= self._number_tool_calls(choice.get("index") or 0, delta)
+            changed |= _flatten_content(delta)
+        return b"data: " + msgspec.json.encode(found) + b"\n\n" if changed else raw
+
+    def _number_tool_calls(self, choice: int, delta: dict[str, Any]) -> bool:
+        """Gives whole tool calls that came without an index the next one of their choice."""
+        changed = False
+        calls = delta.get("tool_calls")
+        for call in calls if isinstance(calls, list) else ():
+            if isinstance(call, dict) and call.get("index") is None:
+                call["index"] = self._tool_calls.get(choice, 0)
+                call.setdefault("type", "function")
+                self._tool_calls[choice] = call["index"] + 1
+                changed = True
+        return changed
+
+
+def _carries(choice: _Choice) -> bool:
+    """Whether a choice of an event holds anything but a role: text, a tool call, a refusal, reasoning, a finish."""
+    if choice.finish_reason:
+        return True
+    return choice.delta is not None and any(
+        name != "role" and is_something(value) for name, value in choice.delta.items()
+    )
+
+
+def _flatten_content(delta: dict[str, Any]) -> bool:
+    """Turns content that is a list of parts (Mistral) into text, and thinking parts into `reasoning_content`."""
+    parts = delta.get("content")
+    if not isinstance(parts, list):
+        return False
+    text = "".join(_texts(part) for part in parts if _kind_of(part) == "text")
+    thinking = "".join(_texts(part) for part in parts if _kind_of(part) == "thinking")
+    delta["content"] = text or None
+    if thinking:
+        delta["reasoning_content"] = thinking
+    return True
+
+
+def _kind_of(part: object) -> object:
+    return part.get("type") if isinstance(part, dict) else None
+
+
+def _texts(part: dict[str, Any]) -> str:
+    """The text of a part, whose thinking may again be a list of text parts."""
+    inner = part.get("text") if part.get("type") == "text" else part.get("thinking")
+    if isinstance(inner, list):
+        return "".join(_texts(entry) for entry in inner if _kind_of(entry) == "text")
+    return inner if isinstance(inner, str) else ""

@@ -1,0 +1,148 @@
+"""The nouns of one request's life: Exchange, Attempt, Target, Route, Usage, Grant.
+
+Plain values with names, no behaviour beyond what their fields already say. `Exchange` becomes a row of `requests`,
+`Attempt` a row of `provider_attempts` (ledger/record.py says how). All `*_s` are monotonic seconds of the worker's
+clock, all `*_ns` are Unix nanoseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+AttemptKind = Literal["primary", "retry", "fallback"]
+
+# How an exchange ended, as it stands in `requests.state`.
+State = Literal[
+    "open",  # still going on (never in a row)
+    "complete",  # the whole answer was delivered
+    "refused",  # the gateway said no before any provider was asked (4xx, 429, 404, …)
+    "failed",  # every attempt failed before a byte was committed; the client got one true error status
+    "truncated",  # after commit: the upstream ended cleanly but too early
+    "reset",  # after commit: the upstream connection broke
+    "error_event",  # after commit: the upstream reported an error inside the stream
+    "idle_timeout",  # after commit: the upstream stalled
+    "client_gone",  # the client left
+    "client_slow",  # the client read too slowly for too long
+    "drained",  # the gateway was stopped before the answer was whole
+    "interrupted",  # the worker died; closed by the control process
+]
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens as the provider counted them, in OpenAI's sense: `input` includes `cached` and `cache_write`, `output`
+    includes `reasoning`. `estimated` is True when the provider did not say and we counted ourselves."""
+
+    input: int = 0
+    output: int = 0
+    cached: int = 0
+    cache_write: int = 0
+    reasoning: int = 0
+    estimated: bool = False
+
+    @property
+    def total(self) -> int:
+        return self.input + self.output
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.input + other.input,
+            self.output + other.output,
+            self.cached + other.cached,
+            self.cache_write + other.cache_write,
+            self.reasoning + other.reasoning,
+            self.estimated or other.estimated,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where an attempt goes: a provider of the settings and a model of that provider. Written `provider/model`."""
+
+    provider: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"{self.provider}/{self.model}"
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """`attempts`: how often one target may be tried. `attempts_max`: all attempts of an exchange together."""
+
+    attempts: int = 2
+    attempts_max: int = 3
+    base_s: float = 0.2
+    cap_s: float = 4.0
+    retry_after_max_s: float = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Ordered targets under a name. `name` is what `x-edgegw-route` says: `use_case:support_summary`, `model:smart`,
+    `pattern:claude-*`, `target:openai/gpt-5`, `default`."""
+
+    name: str
+    targets: tuple[Target, ...]
+    retry: RetryPolicy = RetryPolicy()
+
+
+@dataclass(slots=True)
+class Grant:
+    """Tokens reserved for an exchange; settled exactly once with what was really used."""
+
+    tenant: str
+    tokens: int
+    settled: bool = False
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try at one target. `status` is the provider's HTTP status (0: none came). `error_kind` names a row of
+    errors.KINDS, None for a success. `retry_reason` is why this attempt exists (the error kind of the one before)."""
+
+    number: int
+    kind: AttemptKind
+    target: Target
+    started_ns: int
+    started_s: float
+    retry_reason: str | None = None
+    status: int = 0
+    error_kind: str | None = None
+    first_byte_s: float | None = None  # since started_s: head of the reply
+    first_token_s: float | None = None  # since started_s: first content
+    duration_s: float = 0.0
+    usage: Usage | None = None
+    upstream_request_id: str | None = None
+    upstream_model: str | None = None  # as the provider named it in its reply
+    finish_reason: str | None = None
+    reused: bool = False  # on a pooled connection
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One client request and its reply, with everything that happened."""
+
+    id: str  # UUIDv7; also x-request-id
+    started_ns: int
+    started_s: float
+    dialect: str = "openai_chat"  # what the client speaks
+    tenant: str = "default"
+    use_case: str | None = None
+    model_asked: str | None = None
+    stream: bool = False
+    route: Route | None = None
+    grant: Grant | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    status: int = 0  # what the client was told
+    state: State = "open"
+    error_kind: str | None = None
+    usage: Usage | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    committed_s: float | None = None  # since started_s: first byte handed to the client
+    upstream_s: float = 0.0  # spent waiting for providers; duration_s - upstream_s is our own share
+    duration_s: float = 0.0
+    begun: bool = False  # the begin record is written
+    dropped: tuple[str, ...] = ()  # request fields that the target's dialect cannot carry

@@ -1,0 +1,285 @@
+"""One client connection: the asyncio.Protocol around http/connection.py.
+
+It serves the requests of a connection one after the other (pipelined ones wait), enforces every wait, tells a handler
+when its client has gone or reads too slowly, and closes without a reset when it refuses a message that is still being
+sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from edgegw.http.connection import RequestReader
+from edgegw.http.reply import CONTINUE, Reply
+from edgegw.http.request import Request, RequestLimits
+from edgegw.http.watch import NEVER, Watch
+
+# A client's buffer: above `high` the upstream is paused, below `low` it goes on (research: Envoy 32 KiB, pingora 64).
+WRITE_HIGH_BYTES = 64 * 1024
+WRITE_LOW_BYTES = 16 * 1024
+# Requests parsed ahead of the one in work, before reading stops.
+PIPELINE_MAX = 16
+# A refused message is read on for this long and this far, so that the refusal is not lost in a reset (RFC 9112 9.6).
+LINGER_S = 2.0
+LINGER_BYTES_MAX = 256 * 1024
+# A body may stall for `body_timeout_s`, and over all must come with at least this rate after that grace.
+BODY_BYTES_PER_S_MIN = 1024
+# After a client's FIN: has it gone, or does it only send no more? One probe, then looks at the socket at these times.
+PROBE_LOOKS_S = (0.01, 0.03, 0.25, 1.0)
+_TCP_CLOSE = 7  # TCP_INFO's state after a reset (linux/tcp_states.h)
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """Seconds. The reasons are in docs/settings.md."""
+
+    head_s: float = 10.0
+    body_s: float = 30.0
+    keep_alive_s: float = 75.0
+    stall_s: float = 60.0
+
+
+Handler = Callable[[Request, Reply], Coroutine[Any, Any, None]]
+
+
+class Site(Protocol):
+    """What connections share: the server they came in by."""
+
+    loop: asyncio.AbstractEventLoop
+    watch: Watch
+    handler: Handler
+    gate: Callable[[Request], None]
+    limits: RequestLimits
+    waits: Waits
+    requests_per_connection_max: int
+    connections: set[ClientConnection]
+    in_work: int
+    draining: bool
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client connection. A waiter of the Watch: `expires_s` is the end of whatever it waits for."""
+
+    __slots__ = (
+        "_body_since_s",
+        "_eof",
+        "_lingered_bytes",
+        "_paused_reading",
+        "_reader",
+        "_reply",
+        "_requests",
+        "_server",
+        "_task",
+        "expires_s",
+        "transport",
+        "write_paused",
+    )
+
+    def __init__(self, server: Site) -> None:
+        self._server = server
+        self._reader = RequestReader(server.limits, server.gate)
+        self._reply: Reply | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._requests = 0
+        self._body_since_s = 0.0
+        self._lingered_bytes = -1
+        self._eof = False
+        self._paused_reading = False
+        self.write_paused = False
+        self.expires_s = NEVER
+        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+
+    # -- asyncio.Protocol --
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
+        server = self._server
+        server.connections.add(self)
+        server.watch.add(self)
+        # A connection that says nothing is as idle as one between two requests.
+        self.expires_s = server.watch.now_s + server.waits.keep_alive_s
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingered_bytes >= 0:
+            self._linger(len(data))
+            return
+        reader = self._reader
+        reader.feed(data)
+        if self._reply is None:
+            if reader.ready:
+                self._next()
+            else:
+                self._wait_for_rest(len(data))
+        elif len(reader.ready) > PIPELINE_MAX and not self._paused_reading:
+            self._paused_reading = True
+            self.transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        self._reader.eof()
+        reply = self._reply
+        if reply is None:
+            if self._reader.ready:
+                self._next()
+                return True
+            return False
+        self._probe(reply)
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        server = self._server
+        server.connections.discard(self)
+        server.watch.discard(self)
+        reply = self._reply
+        if reply is not None:
+            reply.lost()
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        self.expires_s = self._server.watch.now_s + self._server.waits.stall_s
+        reply = self._reply
+        if reply is not None and reply.on_pause is not None:
+            reply.on_pause()
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        self.expires_s = NEVER
+        reply = self._reply
+        if reply is not None and reply.on_resume is not None:
+            reply.on_resume()
+
+    # -- requests, one after the other --
+
+    def _next(self) -> None:
+        server = self._server
+        request = self._reader.ready.pop(0)
+        self._requests += 1
+        if self._requests >= server.requests_per_connection_max or server.draining:
+            request.keep_alive = False
+        self.expires_s = NEVER
+        self._reply = reply = Reply(self, request)
+        server.in_work += 1
+        self._task = server.loop.create_task(server.handler(request, reply))
+
+    def finished(self, reply: Reply, keep_alive: bool) -> None:
+        """A reply was written to its end."""
+        if self._reply is not reply:
+            return
+        self._reply = None
+        self._task = None
+        server = self._server
+        server.in_work -= 1
+        transport = self.transport
+        if transport.is_closing():
+            return
+        if not keep_alive or server.draining:
+            self._close()
+            return
+        if self._paused_reading:
+            self._paused_reading = False
+            transport.resume_reading()
+        if self._reader.ready:
+            self._next()
+        elif self._reader.dead or self._eof:
+            transport.close()
+        else:
+            self._wait_for_rest(0)
+
+    def abandon(self) -> None:
+        """The client is gone: whoever works for it is told by `on_gone`, or cancelled where nobody listens."""
+        reply, task = self._reply, self._task
+        self._reply = self._task = None
+        self._server.in_work -= 1
+        if task is not None and (reply is None or reply.on_gone is None):
+            task.cancel()
+
+    def _wait_for_rest(self, size: int) -> None:
+        """Sets the wait that the reader's state asks for. An absolute one for the head, a sliding one for the body."""
+        reader, server = self._reader, self._server
+        now_s = server.watch.now_s
+        if reader.mid_body:
+            if not self._body_since_s:
+                self._body_since_s = now_s
+            grace_s = server.waits.body_s
+            slowest_s = self._body_since_s + grace_s + reader.body_size / BODY_BYTES_PER_S_MIN
+            self.expires_s = min(now_s + grace_s, slowest_s)
+            if reader.wants_continue:
+                reader.wants_continue = False
+                if not reader.body_size:
+                    self.transport.write(CONTINUE)
+            return
+        self._body_since_s = 0.0
+        if not reader.mid_head:
+            self.expires_s = now_s + server.waits.keep_alive_s
+        elif not reader.head_timed:
+            reader.head_timed = True
+            self.expires_s = now_s + server.waits.head_s
+
+    def expire(self, now_s: float) -> None:
+        """Some wait is over: a slow client, an idle connection, or the end of lingering."""
+        reply = self._reply
+        if reply is not None:
+            if self.write_paused:
+                reply.too_slow()
+            self.expires_s = NEVER
+        elif self._lingered_bytes >= 0 or not (self._reader.mid_head or self._reader.mid_body):
+            self.transport.abort() if self._lingered_bytes >= 0 else self.transport.close()
+            self.expires_s = NEVER
+        else:
+            self._reader.time_out()
+            self._next()
+
+    # -- ends --
+
+    def _close(self) -> None:
+        """Closes; when the client may still be sending, only after reading on for a while."""
+        transport = self.transport
+        if self._eof or not transport.can_write_eof():
+            transport.close()
+            return
+        self._lingered_bytes = 0
+        self.expires_s = self._server.watch.now_s + LINGER_S
+        transport.write_eof()
+        if self._paused_reading:
+            self._paused_reading = False
+            transport.resume_reading()
+
+    def _linger(self, size: int) -> None:
+        self._lingered_bytes += size
+        if self._lingered_bytes > LINGER_BYTES_MAX:
+            self.transport.abort()
+
+    def close_if_idle(self) -> None:
+        if self._reply is None and not (self._reader.mid_head or self._reader.mid_body):
+            self.transport.close()
+
+    def cancel_work(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    # -- has it gone? --
+
+    def _probe(self, reply: Reply) -> None:
+        """A FIN while we work on an answer: a client that only half-closed still wants it (RFC 9112 9.6), one that
+        has gone should not cost another token. A gone one answers anything we send with a reset, so send something
+        that means nothing: an interim response before the head, a comment within a stream."""
+        if reply.request.http_1_0 or not reply.probe():
+            return
+        self._look(reply, PROBE_LOOKS_S)
+
+    def _look(self, reply: Reply, looks_s: tuple[float, ...]) -> None:
+        if self._reply is not reply or self.transport.is_closing():
+            return
+        sock = self.transport.get_extra_info("socket")
+        if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+            self.transport.abort()
+        elif looks_s:
+            self._server.loop.call_later(looks_s[0], self._look, reply, looks_s[1:])

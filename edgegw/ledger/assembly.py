@@ -1,0 +1,173 @@
+"""From records to rows: which exchanges are open, and what becomes of those whose worker died.
+
+`Assembler.add` takes the records of all lives in their order, `take` gives the rows and the changes of the checkpoint
+since the last `take`. What is open survives in the checkpoint (`OpenExchange`), so that segments can be deleted while a
+long stream goes on.
+
+Pure: knows no file, no clock, no database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from edgegw.ledger.record import VERSION, AttemptRecord, Begin, End, Record, Try
+from edgegw.ledger.store import Batch, Checkpoint, OpenExchange, Position
+
+INTERRUPTED = "interrupted"
+
+
+class Assembler:
+    __slots__ = ("_batch", "_checkpoint", "_open", "_touched")
+
+    def __init__(self, remembered: Checkpoint) -> None:
+        self._open: dict[str, OpenExchange] = dict(remembered.opened)
+        for exchange in self._open.values():
+            exchange.stored = True
+        self._touched: dict[str, OpenExchange] = {}
+        self._batch = Batch()
+        self._checkpoint = Checkpoint()
+
+    @property
+    def open(self) -> int:
+        """How many exchanges have begun and not ended."""
+        return len(self._open)
+
+    @property
+    def due(self) -> bool:
+        """There are rows, or lives to forget: the next `take` is worth a transaction."""
+        return bool(self._batch.requests or self._batch.attempts or self._checkpoint.ended)
+
+    @property
+    def oldest(self) -> AttemptRecord | End | None:
+        """The first record that is to become a row."""
+        if self._batch.attempts:
+            return self._batch.attempts[0]
+        return self._batch.requests[0] if self._batch.requests else None
+
+    def add(self, life: str, records: Iterable[Record]) -> None:
+        """Records of one life, in their order."""
+        opened = self._open
+        touched = self._touched
+        attempts = self._batch.attempts
+        requests = self._batch.requests
+        for record in records:
+            if isinstance(record, AttemptRecord):
+                attempts.append(record)
+                exchange = opened.get(record.request_id)
+                if exchange is not None:
+                    exchange.flight = None
+                    exchange.last = record
+                    touched[record.request_id] = exchange
+            elif isinstance(record, End):
+                requests.append(record)
+                self._close(record.id)
+            elif isinstance(record, Begin):
+                opened[record.id] = touched[record.id] = OpenExchange(life, record, record)
+            elif isinstance(record, Try):
+                exchange = opened.get(record.id)
+                if exchange is not None:
+                    exchange.flight = record
+                    touched[record.id] = exchange
+
+    def end_life(self, life: str, wall_ns: int) -> list[Record]:
+        """The life is over and wholly read: what it left open is closed as interrupted, at `wall_ns`, the last moment
+        that is known of it. Returns the records that this adds, for observers."""
+        added: list[Record] = []
+        for exchange in [exchange for exchange in self._open.values() if exchange.life == life]:
+            if exchange.flight is not None:
+                exchange.last = interrupted_attempt(exchange.begin, exchange.flight, wall_ns)
+                self._batch.attempts.append(exchange.last)
+                added.append(exchange.last)
+            row = interrupted_request(exchange, wall_ns)
+            self._batch.requests.append(row)
+            added.append(row)
+            self._close(row.id)
+        return added
+
+    def forget_life(self, life: str) -> None:
+        """Its directory is gone: the checkpoint need not speak of it any more (from the next `take` on)."""
+        self._checkpoint.ended.append(life)
+
+    def take(self, positions: dict[str, Position]) -> tuple[Batch, Checkpoint]:
+        """What has come together since the last time, with the positions that it brings us to."""
+        batch, checkpoint = self._batch, self._checkpoint
+        checkpoint.positions = positions
+        checkpoint.opened = self._touched
+        for exchange in self._touched.values():
+            exchange.stored = True
+        self._batch, self._checkpoint, self._touched = Batch(), Checkpoint(), {}
+        return batch, checkpoint
+
+    def _close(self, id_: str) -> None:
+        exchange = self._open.pop(id_, None)
+        if exchange is not None:
+            self._touched.pop(id_, None)
+            if exchange.stored:
+                self._checkpoint.closed.append(id_)
+
+
+def interrupted_attempt(begin: Begin, flight: Begin | Try, wall_ns: int) -> AttemptRecord:
+    """The row of an attempt that was under way when its worker died: nothing is known but that it started."""
+    started_ns = flight.attempt_started_ns if isinstance(flight, Begin) else flight.started_ns
+    return AttemptRecord(
+        version=VERSION,
+        seq=0,
+        request_id=begin.id,
+        number=flight.number,
+        kind=flight.kind,
+        provider=flight.provider,
+        model=flight.model,
+        started_ns=started_ns,
+        status=0,
+        error_kind=INTERRUPTED,
+        retry_reason=flight.retry_reason if isinstance(flight, Try) else None,
+        first_byte_us=None,
+        first_token_us=None,
+        duration_us=max(0, wall_ns - started_ns) // 1000,
+        input_tokens=None,
+        output_tokens=None,
+        cached_tokens=None,
+        cache_write_tokens=None,
+        reasoning_tokens=None,
+        estimated=False,
+        finish_reason=None,
+        upstream_request_id=None,
+        upstream_model=None,
+        reused=False,
+    )
+
+
+def interrupted_request(exchange: OpenExchange, wall_ns: int) -> End:
+    """The row of a request whose worker died. What its client was told is not known (status 0); what its last finished
+    attempt used is."""
+    begin, last = exchange.begin, exchange.last
+    return End(
+        version=VERSION,
+        seq=0,
+        id=begin.id,
+        started_ns=begin.started_ns,
+        tenant=begin.tenant,
+        use_case=begin.use_case,
+        route=begin.route,
+        dialect=begin.dialect,
+        model_asked=begin.model_asked,
+        stream=begin.stream,
+        state=INTERRUPTED,
+        status=0,
+        error_kind=INTERRUPTED,
+        attempts=0 if last is None else last.number,
+        provider=None if last is None else last.provider,
+        model=None if last is None else last.model,
+        input_tokens=None if last is None else last.input_tokens,
+        output_tokens=None if last is None else last.output_tokens,
+        cached_tokens=None if last is None else last.cached_tokens,
+        cache_write_tokens=None if last is None else last.cache_write_tokens,
+        reasoning_tokens=None if last is None else last.reasoning_tokens,
+        estimated=last is not None and last.estimated,
+        first_byte_us=None,
+        duration_us=max(0, wall_ns - begin.started_ns) // 1000,
+        overhead_us=0,
+        bytes_in=begin.bytes_in,
+        bytes_out=0,
+    )

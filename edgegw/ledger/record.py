@@ -1,0 +1,197 @@
+"""The records of the journal: what a worker writes down about an exchange, and how it looks as bytes.
+
+A record is a msgpack array `[tag, version, seq, ...]` whose fields are those of the structs below, in their order.
+Workers write it (encoding.py) without ever building a struct, the control process reads it with `decoder()`.
+
+The fields of `End` after `seq` are the columns of `requests`, those of `AttemptRecord` the columns of
+`provider_attempts` (sql/): a row is a record without its first two fields. Fields are only ever appended; anything else
+is a new VERSION. `*_ns` are Unix nanoseconds, `*_us` microseconds since the start of the exchange or the attempt.
+
+Knows no files, no clock, no database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import msgspec
+
+VERSION = 1
+
+# A string is cut at this many bytes of UTF-8. A payload that is no longer than this cannot hold a longer string, so one
+# comparison per record decides, and the same name is cut in the same place in every record.
+STRING_BYTES_MAX = 512
+# Ten strings at their bound, the numbers between them, or the gauges of a worker: nothing we write is longer.
+RECORD_BYTES_MAX = 16_384
+# What a signed 64 bit column holds.
+INTEGER_MAX = 2**63 - 1
+TAG_BEGIN, TAG_TRY, TAG_ATTEMPT, TAG_END, TAG_VITALS = 1, 2, 3, 4, 5
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
+
+
+class BadRecordError(ValueError):
+    """Bytes that are no record of this version."""
+
+
+class Begin(msgspec.Struct, array_like=True, tag=TAG_BEGIN, gc=False):
+    """Everything known before the first byte goes upstream, with the first attempt. Matters only if no End follows."""
+
+    version: int
+    seq: _Count
+    id: str
+    started_ns: _Count
+    tenant: str
+    use_case: str | None
+    route: str | None
+    dialect: str
+    model_asked: str | None
+    stream: bool
+    bytes_in: _Count
+    number: _Count
+    kind: str
+    provider: str
+    model: str
+    attempt_started_ns: _Count
+
+
+class Try(msgspec.Struct, array_like=True, tag=TAG_TRY, gc=False):
+    """A second or later attempt starts."""
+
+    version: int
+    seq: _Count
+    id: str
+    number: _Count
+    kind: str
+    provider: str
+    model: str
+    started_ns: _Count
+    retry_reason: str | None
+
+
+class AttemptRecord(msgspec.Struct, array_like=True, tag=TAG_ATTEMPT, gc=False):
+    """One finished attempt. `status` 0: no reply came. Tokens are None when nothing was counted."""
+
+    version: int
+    seq: _Count
+    request_id: str
+    number: _Count
+    kind: str
+    provider: str
+    model: str
+    started_ns: _Count
+    status: _Count
+    error_kind: str | None
+    retry_reason: str | None
+    first_byte_us: _Count | None
+    first_token_us: _Count | None
+    duration_us: _Count
+    input_tokens: _Count | None
+    output_tokens: _Count | None
+    cached_tokens: _Count | None
+    cache_write_tokens: _Count | None
+    reasoning_tokens: _Count | None
+    estimated: bool
+    finish_reason: str | None
+    upstream_request_id: str | None
+    upstream_model: str | None
+    reused: bool
+
+
+class End(msgspec.Struct, array_like=True, tag=TAG_END, gc=False):
+    """The whole row of a request. `provider` and `model` are those of the last attempt, None when none was made.
+
+    `overhead_us` is the gateway's own share of `duration_us`.
+    """
+
+    version: int
+    seq: _Count
+    id: str
+    started_ns: _Count
+    tenant: str
+    use_case: str | None
+    route: str | None
+    dialect: str
+    model_asked: str | None
+    stream: bool
+    state: str
+    status: _Count
+    error_kind: str | None
+    attempts: _Count
+    provider: str | None
+    model: str | None
+    input_tokens: _Count | None
+    output_tokens: _Count | None
+    cached_tokens: _Count | None
+    cache_write_tokens: _Count | None
+    reasoning_tokens: _Count | None
+    estimated: bool
+    first_byte_us: _Count | None
+    duration_us: _Count
+    overhead_us: _Count
+    bytes_in: _Count
+    bytes_out: _Count
+
+
+class Vitals(msgspec.Struct, array_like=True, tag=TAG_VITALS, gc=False):
+    """A worker's gauges (in_flight, connections, rss_bytes, loop_lag_s, …), once a second."""
+
+    version: int
+    seq: _Count
+    slot: _Count
+    wall_ns: _Count
+    gauges: dict[str, float]
+
+
+Record = Begin | Try | AttemptRecord | End | Vitals
+
+
+def decoder() -> Callable[[bytes], Record]:
+    """A function from a payload to its record; raises BadRecordError for anything that is not one of this version.
+
+    Numbers outside of a 64 bit column are clamped, so that no record can be refused by a database.
+    """
+    typed: Callable[[bytes], Record] = msgspec.msgpack.Decoder(Record).decode
+
+    def decode(payload: bytes) -> Record:
+        try:
+            record = typed(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            record = _mended(payload)
+        if record.version != VERSION:
+            raise BadRecordError(f"a record of version {record.version}; this program reads version {VERSION}")
+        return record
+
+    return decode
+
+
+def happened_ns(record: Record) -> int:
+    """When the thing happened that a record tells of (Unix nanoseconds)."""
+    match record:
+        case Begin():
+            return record.attempt_started_ns
+        case Try():
+            return record.started_ns
+        case AttemptRecord() | End():
+            return min(record.started_ns + record.duration_us * 1000, INTEGER_MAX)
+        case Vitals():
+            return record.wall_ns
+
+
+def _mended(payload: bytes) -> Record:
+    """Decode a record with numbers that no column holds."""
+    try:
+        fields = msgspec.msgpack.decode(payload)
+        if not isinstance(fields, list):
+            raise BadRecordError("not a record: no array")
+        record: Record = msgspec.convert([_clamped(value) for value in fields], Record)
+        return record
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRecordError(f"not a record: {error}") from None
+
+
+def _clamped(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return max(0, min(value, INTEGER_MAX))
+    return value

@@ -1,0 +1,134 @@
+"""What no single field can know: rules between settings, each a small generator of complaints.
+
+Pure. A complaint names the path it is about; where that stands in the file is the loader's business, and so is keeping
+quiet about a path that was found faulty before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+from msgspec import Struct
+
+from edgegw.exchange import RetryPolicy
+from edgegw.settings.fields import PRESETS
+from edgegw.settings.mistakes import did_you_mean, one_of
+from edgegw.settings.model import (
+    ProviderSettings,
+    RouteSettings,
+    ServerSettings,
+    Settings,
+    StorageSettings,
+    parse_target,
+)
+from edgegw.settings.tree import join
+
+_LOOPBACK_NAMES = ("localhost", "[::1]")
+
+
+class Complaint(Struct, frozen=True):
+    """About `path`, and drawn from the values of `path` and `also`."""
+
+    path: str
+    message: str
+    hint: str | None = None
+    also: tuple[str, ...] = ()
+
+
+def complaints(settings: Settings, provider_names: Collection[str]) -> Iterator[Complaint]:
+    """All that is wrong between the settings. `provider_names`: also those whose own settings are faulty."""
+    yield from _server(settings.server)
+    yield from _storage(settings.storage)
+    if not provider_names:
+        yield Complaint("providers", "no provider at all", "name at least one")
+    for name, provider in settings.providers.items():
+        yield from _provider(join("providers", name), provider)
+    for path, name, route in _routes(settings):
+        yield from _targets(path, name, route, provider_names)
+        yield from _retry(join(path, "retry"), route.retry)
+
+
+def _routes(settings: Settings) -> Iterator[tuple[str, str, RouteSettings]]:
+    """(path, name, route) of each; the name is empty where no pattern can stand."""
+    for name, route in settings.use_cases.items():
+        yield join("use_cases", name), "", route
+    for name, route in settings.models.items():
+        yield join("models", name), name, route
+    if settings.default is not None:
+        yield "default", "", settings.default
+
+
+def _server(server: ServerSettings) -> Iterator[Complaint]:
+    if server.listen.port == server.admin.port:
+        message = f"port {server.admin.port} is also the port of server.listen"
+        yield Complaint("server.admin", message, "clients and probes need a port each", also=("server.listen",))
+
+
+def _storage(storage: StorageSettings) -> Iterator[Complaint]:
+    if storage.journal.bytes_max < 2 * storage.journal.segment_bytes:
+        path = "storage.journal"
+        message = "max must hold at least two segments"
+        yield Complaint(path, message, also=(join(path, "max"), join(path, "segment")))
+
+
+def _provider(path: str, provider: ProviderSettings) -> Iterator[Complaint]:
+    preset = PRESETS[provider.kind]
+    if preset.needs_key and provider.api_key is None:
+        message = f"missing, and kind {provider.kind} needs one"
+        yield Complaint(join(path, "api_key"), message, f"for example api_key: ${{{provider.kind.upper()}_API_KEY}}")
+    if not provider.base_url:
+        message = f"missing, and kind {provider.kind} has none of its own"
+        yield Complaint(join(path, "base_url"), message, 'for example base_url: "http://127.0.0.1:11434/v1"')
+    for name in sorted(preset.headers.intersection(provider.headers)):
+        message = f"is a header that kind {provider.kind} writes itself"
+        yield Complaint(join(join(path, "headers"), name), message)
+
+
+def _targets(path: str, name: str, route: RouteSettings, providers: Collection[str]) -> Iterator[Complaint]:
+    for at, text in enumerate(route.targets):
+        if not text:  # a hole that a faulty target left
+            continue
+        target = parse_target(text)
+        place = join(join(path, "targets"), at)
+        if target.provider not in providers:
+            hint = did_you_mean(target.provider, providers) or f"there are: {one_of(providers)}"
+            yield Complaint(place, f"there is no provider {target.provider!r}", hint, also=("providers",))
+        if "*" in target.model and "*" not in name:
+            message = "a * stands for the model asked for, and only a pattern in models can have one"
+            yield Complaint(place, message, "name the model")
+
+
+def _retry(path: str, retry: RetryPolicy) -> Iterator[Complaint]:
+    if retry.attempts > retry.attempts_max:
+        message = f"attempts ({retry.attempts}) is more than attempts_max ({retry.attempts_max})"
+        hint = "set both" if retry.attempts_max == RetryPolicy().attempts_max else None
+        yield Complaint(path, message, hint, also=(join(path, "attempts"), join(path, "attempts_max")))
+    if retry.base_s > retry.cap_s:
+        yield Complaint(path, "base is longer than cap", also=(join(path, "base"), join(path, "cap")))
+
+
+def warnings(settings: Settings) -> list[str]:
+    """What will work, but is hardly meant. One line each."""
+    return [*_unencrypted(settings.providers), *_never_reached(settings)]
+
+
+def _unencrypted(providers: Mapping[str, ProviderSettings]) -> Iterator[str]:
+    for name, provider in providers.items():
+        if provider.base_url.startswith("http://") and not _is_loopback(provider.base_url):
+            carried = "prompts" if provider.api_key is None else "prompts and the key"
+            yield f"{join('providers', name)}.base_url: http:// to another machine: {carried} travel unencrypted"
+
+
+def _never_reached(settings: Settings) -> Iterator[str]:
+    total_s = settings.server.total_timeout_s
+    for name, provider in settings.providers.items():
+        for key, wait_s in (("first_byte", provider.timeouts.first_byte_s), ("idle", provider.timeouts.idle_s)):
+            if wait_s > total_s:
+                path = join("providers", name)
+                yield f"{path}.timeouts.{key}: {wait_s:g}s is never reached: server.total_timeout is {total_s:g}s"
+
+
+def _is_loopback(base_url: str) -> bool:
+    authority = base_url.split("/")[2]
+    host = authority if authority.endswith("]") else authority.rpartition(":")[0] or authority
+    return host in _LOOPBACK_NAMES or host.startswith("127.") or host.endswith(".localhost")

@@ -1,0 +1,237 @@
+"""The settings, row by row: what may stand in the file, how it is read, and what it is for.
+
+The one list: the loader validates with it, `schema.py` describes it to editors, `describe.py` prints by it, and a test
+holds docs/settings.md against it. To add a setting, add a field with its default in `model.py` and a row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+
+from edgegw.exchange import RetryPolicy
+from edgegw.settings import addresses, values
+from edgegw.settings.model import (
+    JournalSettings,
+    LimitSettings,
+    ProviderSettings,
+    RouteSettings,
+    ServerSettings,
+    Settings,
+    StorageSettings,
+    Timeouts,
+)
+from edgegw.settings.values import Kind
+
+
+class Field(Struct, frozen=True):
+    """One key of a section. `attribute` is its name in the struct, where its default stands. A `required` one comes
+    with a `hint` for those who left it out."""
+
+    key: str
+    attribute: str
+    spec: Spec
+    doc: str
+    required: bool = False
+    hint: str | None = None
+
+
+class Section(Struct, frozen=True):
+    """A mapping with known keys, read into `shape` by `build`."""
+
+    shape: type[Any]
+    fields: tuple[Field, ...]
+    build: Callable[..., Any]
+
+
+class Named(Struct, frozen=True):
+    """A mapping whose keys the operator chooses, read into a dict. `tells_name`: the item is built with `name=key`."""
+
+    name: Kind
+    item: Spec
+    tells_name: bool = False
+
+
+class Several(Struct, frozen=True):
+    """A list of at least one, read into a tuple."""
+
+    item: Kind
+
+
+Spec = Kind | Section | Named | Several
+
+
+class Preset(Struct, frozen=True):
+    """What a kind of provider brings along. `headers`: those its dialect writes itself."""
+
+    base_url: str | None
+    needs_key: bool
+    headers: frozenset[str] = frozenset()
+
+
+PRESETS = {
+    "openai": Preset("https://api.openai.com/v1", needs_key=True),
+    "anthropic": Preset("https://api.anthropic.com", needs_key=True, headers=frozenset({"x-api-key"})),
+    "openai-compatible": Preset(None, needs_key=False),
+}
+
+
+def _provider(*, name: str, kind: str, base_url: str | None = None, **rest: Any) -> ProviderSettings:
+    """With the base URL that its kind brings along; an empty one is for `checks.py` to find."""
+    known_kind: Any = kind  # choice() has let only the Literal's words through
+    return ProviderSettings(name=name, kind=known_kind, base_url=base_url or PRESETS[kind].base_url or "", **rest)
+
+
+_WAIT = values.duration("1ms", "24h")
+_COUNT = values.whole(1, 1_000_000)
+
+# Visible ASCII, because the name of a route is told in a reply header.
+_LABEL = values.matching("[!-~]{1,200}", "a name of at most 200 visible ASCII characters")
+_PROVIDER_NAME = values.matching(
+    "[A-Za-z0-9][A-Za-z0-9._\\-]{0,63}", "a name of letters, digits, dots, dashes and underscores"
+)
+
+RETRY = Section(
+    RetryPolicy,
+    (
+        Field("attempts", "attempts", values.whole(1, 10), "How often one target may be tried."),
+        Field("attempts_max", "attempts_max", values.whole(1, 20), "All attempts of a request, fallbacks included."),
+        Field("base", "base_s", _WAIT, "The first pause is random below this, each further one below twice as much."),
+        Field("cap", "cap_s", _WAIT, "No pause is longer."),
+        Field("retry_after_max", "retry_after_max_s", _WAIT, "A provider that asks for more is not waited for."),
+    ),
+    RetryPolicy,
+)
+
+ROUTE = Section(
+    RouteSettings,
+    (
+        Field(
+            "targets",
+            "targets",
+            Several(values.target()),
+            "Where to go, in order, each written provider/model. In a pattern, * stands for the model asked for.",
+            required=True,
+            hint="for example targets: [openai/gpt-5-mini]",
+        ),
+        Field("retry", "retry", RETRY, "How often to try before the next target's turn, and how long to pause."),
+    ),
+    RouteSettings,
+)
+
+TIMEOUTS = Section(
+    Timeouts,
+    (
+        Field("connect", "connect_s", _WAIT, "Until a TCP connection to one address stands."),
+        Field("tls", "tls_s", _WAIT, "Until the TLS handshake is done."),
+        Field("first_byte", "first_byte_s", _WAIT, "From the request sent to the first byte of the reply."),
+        Field("idle", "idle_s", _WAIT, "Between two pieces of a reply."),
+        Field("pool", "pool_s", _WAIT, "For a free connection, when connections_max are busy."),
+    ),
+    Timeouts,
+)
+
+PROVIDER = Section(
+    ProviderSettings,
+    (
+        Field(
+            "kind",
+            "kind",
+            values.choice(*PRESETS),
+            "What the provider speaks.",
+            required=True,
+            hint=f"one of {', '.join(PRESETS)}",
+        ),
+        Field("base_url", "base_url", addresses.base_url(), "Where it is; openai and anthropic know their own."),
+        Field("api_key", "api_key", values.secret(), "Its key, best written ${OPENAI_API_KEY} or ${file:/path}."),
+        Field("timeouts", "timeouts", TIMEOUTS, "How long it may take, step by step."),
+        Field("connections_max", "connections_max", _COUNT, "Open connections to it, per worker."),
+        Field(
+            "keep_alive", "keep_alive_s", _WAIT, "An idle connection is kept this long; less than the provider does."
+        ),
+        Field(
+            "headers",
+            "headers",
+            Named(addresses.header_name(), addresses.header_value()),
+            "Further headers, sent with every request.",
+        ),
+        Field("proxy", "proxy", addresses.proxy(), "An HTTP proxy to go through, instead of HTTP_PROXY, HTTPS_PROXY."),
+    ),
+    _provider,
+)
+
+SERVER = Section(
+    ServerSettings,
+    (
+        Field("listen", "listen", addresses.address(), "Where clients are served."),
+        Field("admin", "admin", addresses.address(), "Where probes and metrics are served."),
+        Field("workers", "workers", values.processes(512), "Worker processes; auto is one per CPU."),
+        Field("state_dir", "state_dir", values.matching(r"[^\x00]{1,4096}", "a path"), "For journal, rows, sockets."),
+        Field(
+            "drain_timeout", "drain_timeout_s", values.duration("0s", "24h"), "For open requests, when told to stop."
+        ),
+        Field("body_max", "body_bytes_max", values.size("1KiB", "1GiB"), "Bytes of a request body; more is a 413."),
+        Field("head_max", "head_bytes_max", values.size("1KiB", "1MiB"), "Request line and headers; more is a 431."),
+        Field("headers_max", "headers_max", values.whole(10, 10_000), "Header fields of a request; more is a 431."),
+        Field("target_max", "target_bytes_max", values.size("256B", "1MiB"), "The request's path; more is a 414."),
+        Field("head_timeout", "head_timeout_s", _WAIT, "From the first byte of a request to the end of its headers."),
+        Field("body_timeout", "body_timeout_s", _WAIT, "Without a byte of the body."),
+        Field("keep_alive_timeout", "keep_alive_timeout_s", _WAIT, "An idle connection; more than a load balancer's."),
+        Field("requests_per_connection_max", "requests_per_connection_max", _COUNT, "Then the connection is closed."),
+        Field("in_flight_max", "in_flight_max", _COUNT, "Requests at once, per worker; more is a 503."),
+        Field("total_timeout", "total_timeout_s", _WAIT, "A whole request, all attempts included."),
+        Field("client_stall_timeout", "client_stall_timeout_s", _WAIT, "For a client that reads nothing."),
+    ),
+    ServerSettings,
+)
+
+LIMITS = Section(
+    LimitSettings,
+    (Field("tokens_per_minute", "tokens_per_minute", values.whole(1, 10**12), "Tokens of a tenant, in and out."),),
+    LimitSettings,
+)
+
+JOURNAL = Section(
+    JournalSettings,
+    (
+        Field("max", "bytes_max", values.size("1MiB", "1024GiB"), "All that may wait on disk for the database."),
+        Field("segment", "segment_bytes", values.size("64KiB", "1GiB"), "One file of the journal."),
+    ),
+    JournalSettings,
+)
+
+STORAGE = Section(
+    StorageSettings,
+    (
+        Field("database_url", "database_url", addresses.database_url(), "The rows; edgegw.db in state_dir if not set."),
+        Field("redis_url", "redis_url", addresses.redis_url(), "Shared limits; not built into this version."),
+        Field("journal", "journal", JOURNAL, "What waits on disk until the database has it."),
+    ),
+    StorageSettings,
+)
+
+ROOT = Section(
+    Settings,
+    (
+        Field(
+            "version", "version", values.version(1), "Of this format: 1.", required=True, hint="begin with version: 1"
+        ),
+        Field("server", "server", SERVER, "The side that faces clients."),
+        Field(
+            "providers",
+            "providers",
+            Named(_PROVIDER_NAME, PROVIDER, tells_name=True),
+            "Who answers, by a name of your choice.",
+            required=True,
+            hint="for example openai: {kind: openai, api_key: ${OPENAI_API_KEY}}",
+        ),
+        Field("use_cases", "use_cases", Named(_LABEL, ROUTE), "Routes by a request's metadata.use_case."),
+        Field("models", "models", Named(_LABEL, ROUTE), "Routes by a request's model: aliases, and patterns with a *."),
+        Field("default", "default", ROUTE, "The route of a request that names neither."),
+        Field("limits", "limits", LIMITS, "What a tenant may use."),
+        Field("storage", "storage", STORAGE, "Where rows are kept."),
+    ),
+    Settings,
+)

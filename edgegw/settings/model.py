@@ -1,0 +1,175 @@
+"""What the gateway is told: frozen values, every duration in seconds (`*_s`) and every size in bytes (`*_bytes*`).
+
+The shape of a valid setting and nothing more: these structs know neither YAML nor the environment, and whoever holds
+one may trust it, because `load.py` builds them only from values that its tables have checked. Defaults stand here,
+once; the tables in `fields.py` and the JSON Schema read them from these classes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NoReturn
+
+from msgspec import Struct, field
+
+from edgegw.exchange import RetryPolicy, Target
+
+ProviderKind = Literal["openai", "anthropic", "openai-compatible"]
+
+_KIB = 1024
+_MIB = 1024 * _KIB
+_GIB = 1024 * _MIB
+
+
+class Secret:
+    """A text that is shown only to those who ask for it by name.
+
+    `repr`, `str` and formatting give `***`; msgspec and pickle refuse it. `reveal()` gives the text itself: call it
+    where the bytes for the wire are made, and nowhere else.
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "***"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash((Secret, self._value))
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret is not written down")
+
+
+class Address(Struct, frozen=True):
+    """Where a socket listens. `host` is an IP address or a name, IPv6 without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class ServerSettings(Struct, frozen=True, kw_only=True):
+    """The side that faces clients. Every size and every wait of a client has its bound here."""
+
+    listen: Address = Address("0.0.0.0", 8080)
+    admin: Address = Address("127.0.0.1", 9090)
+    workers: int = 1
+    state_dir: str = ".edgegw"
+    drain_timeout_s: float = 60.0
+    body_bytes_max: int = 20 * _MIB
+    head_bytes_max: int = 32 * _KIB
+    headers_max: int = 100
+    target_bytes_max: int = 16 * _KIB
+    head_timeout_s: float = 10.0
+    body_timeout_s: float = 30.0
+    keep_alive_timeout_s: float = 75.0
+    requests_per_connection_max: int = 10_000
+    in_flight_max: int = 2_000
+    total_timeout_s: float = 600.0
+    client_stall_timeout_s: float = 60.0
+
+
+class Timeouts(Struct, frozen=True, kw_only=True):
+    """How long a provider may take, step by step."""
+
+    connect_s: float = 2.0
+    tls_s: float = 5.0
+    first_byte_s: float = 60.0
+    idle_s: float = 60.0
+    pool_s: float = 5.0
+
+
+class ProviderSettings(Struct, frozen=True, kw_only=True):
+    """One provider: a dialect (`kind`), an address without a trailing slash, a key, and its own bounds.
+
+    `headers` are sent with every request, names in lower case. `proxy` is an `http://` URL and may carry user info;
+    None leaves the choice to HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
+    """
+
+    name: str
+    kind: ProviderKind
+    base_url: str
+    api_key: Secret | None = None
+    timeouts: Timeouts = Timeouts()
+    connections_max: int = 1_000
+    keep_alive_s: float = 60.0
+    headers: dict[str, str] = field(default_factory=dict)
+    proxy: str | None = None
+
+    def __repr__(self) -> str:
+        """Without the values of headers and the user info of the proxy: those are credentials too."""
+        return f"ProviderSettings(name={self.name!r}, kind={self.kind!r}, base_url={self.base_url!r}, …)"
+
+
+class RouteSettings(Struct, frozen=True):
+    """Ordered targets, each `provider/model` (a `*` in a pattern's target is the name asked for), and how to retry."""
+
+    targets: tuple[str, ...]
+    retry: RetryPolicy = RetryPolicy()
+
+    @property
+    def parsed(self) -> tuple[Target, ...]:
+        """The targets as values, in order. Made anew at each call: for those who build a router, not per request."""
+        return tuple(parse_target(text) for text in self.targets)
+
+
+class LimitSettings(Struct, frozen=True, kw_only=True):
+    """What a tenant may use when nothing else is said of it."""
+
+    tokens_per_minute: int = 50_000
+
+
+class JournalSettings(Struct, frozen=True, kw_only=True):
+    """How much may wait on disk: all segments of a worker together, and one of them."""
+
+    bytes_max: int = _GIB
+    segment_bytes: int = 8 * _MIB
+
+
+class StorageSettings(Struct, frozen=True, kw_only=True):
+    """Where rows and limits are kept. No `database_url`: SQLite in the state directory."""
+
+    database_url: str | None = None
+    redis_url: Secret | None = None
+    journal: JournalSettings = JournalSettings()
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """Everything, valid as a whole: every target names a provider of `providers`. `source` is the file, or
+    `environment`. `models` maps aliases and patterns (with a `*`) in the order of the file."""
+
+    version: int = 1
+    server: ServerSettings = ServerSettings()
+    providers: dict[str, ProviderSettings] = field(default_factory=dict)
+    use_cases: dict[str, RouteSettings] = field(default_factory=dict)
+    models: dict[str, RouteSettings] = field(default_factory=dict)
+    default: RouteSettings | None = None
+    limits: LimitSettings = LimitSettings()
+    storage: StorageSettings = StorageSettings()
+    source: str = "environment"
+
+    @property
+    def sqlite_path(self) -> str:
+        """The file of the rows: what follows `sqlite:///`, else `edgegw.db` in the state directory."""
+        if self.storage.database_url is None:
+            return f"{self.server.state_dir}/edgegw.db"
+        return self.storage.database_url.removeprefix("sqlite:///")
+
+
+def parse_target(text: str) -> Target:
+    """`provider/model` as a value. Only the first slash divides: `local/meta-llama/Llama-3` has a slash in its model.
+    Raises ValueError when either half is missing."""
+    provider, _, model = text.partition("/")
+    if not provider or not model:
+        raise ValueError("a target is written provider/model")
+    return Target(provider, model)

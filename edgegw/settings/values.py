@@ -1,0 +1,174 @@
+"""How one scalar is read: numbers, durations, sizes, words, names, secrets, targets.
+
+A `Kind` reads the text of a scalar as it stands in the file (after interpolation), so the field decides what a text
+means: `0123` is a bad number but a good key. Pure functions from text to value; each raises ValueError with a reason
+that does not repeat the text, or with none when `expected` says it all. Who shows what, and where, is the loader's
+business; hosts, URLs and header fields are in `addresses.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+
+from edgegw.settings.model import Secret, parse_target
+
+_DIGITS_MAX = 15  # more than any setting needs, and few enough to stay exact in a JSON number
+_UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
+_UNIT_BYTES = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1}
+
+_WHOLE = re.compile(r"0|[1-9][0-9]*")
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(ms|s|m|h)?")
+_SIZE = re.compile(r"([0-9]{1,15}) ?(B|KiB|MiB|GiB)?")
+_VISIBLE = re.compile(r"[!-~]+")
+
+
+class Kind(Struct, frozen=True, kw_only=True):
+    """What a scalar is. `expected` finishes the sentence "expected …"; `schema` says it to editors; `show` is the way
+    back from a value to a text that `read` takes. `bare`: a quoted text is a string, and this is not one. `private`:
+    mistakes do not show the text. `names`: all that is allowed, for a did-you-mean."""
+
+    expected: str
+    read: Callable[[str], Any]
+    schema: dict[str, Any]
+    show: Callable[[Any], str] = str
+    bare: bool = False
+    private: bool = False
+    names: tuple[str, ...] = ()
+
+
+def whole(low: int, high: int) -> Kind:
+    """A whole number in decimal."""
+
+    def read(text: str) -> int:
+        if not _WHOLE.fullmatch(text) or len(text) > _DIGITS_MAX or not low <= int(text) <= high:
+            raise ValueError
+        return int(text)
+
+    schema = {"type": "integer", "minimum": low, "maximum": high}
+    return Kind(expected=f"a whole number from {low} to {high}", read=read, schema=schema, bare=True)
+
+
+def processes(high: int) -> Kind:
+    """A number of processes; `auto` reads as 0, and the loader, who knows the machine, fills it in."""
+    number = whole(1, high)
+
+    def read(text: str) -> int:
+        return 0 if text == "auto" else int(number.read(text))
+
+    schema = {"anyOf": [number.schema, {"const": "auto"}]}
+    return Kind(expected=f"{number.expected}, or auto", read=read, schema=schema, names=("auto",))
+
+
+def version(supported: int) -> Kind:
+    """The version of the file's format; there is only one so far."""
+
+    def read(text: str) -> int:
+        if text != str(supported):
+            raise ValueError(f"this edgegw reads version {supported}")
+        return supported
+
+    return Kind(expected=f"version {supported}", read=read, schema={"const": supported}, bare=True)
+
+
+def choice(*names: str) -> Kind:
+    """One of a few words."""
+
+    def read(text: str) -> str:
+        if text not in names:
+            raise ValueError
+        return text
+
+    return Kind(expected=f"one of {', '.join(names)}", read=read, schema={"enum": list(names)}, names=names)
+
+
+def duration(low: str, high: str) -> Kind:
+    """Seconds as a float, in whole milliseconds; the text has a unit, or is a bare number of seconds."""
+    low_ms, high_ms = _milliseconds(low), _milliseconds(high)
+
+    def read(text: str) -> float:
+        found_ms = _milliseconds(text)
+        if not low_ms <= found_ms <= high_ms:
+            raise ValueError(f"must be from {low} to {high}")
+        return found_ms / 1000
+
+    number = {"type": "number", "minimum": low_ms / 1000, "maximum": high_ms / 1000}
+    schema = {"anyOf": [number, {"type": "string", "pattern": f"^{_DURATION.pattern}$"}]}
+    return Kind(expected="a duration such as 500ms, 2s, 1m or 1h", read=read, schema=schema, show=_show_duration)
+
+
+def _milliseconds(text: str) -> int:
+    found = _DURATION.fullmatch(text)
+    if not found:
+        raise ValueError
+    return round(float(found[1]) * _UNIT_MS[found[2] or "s"])
+
+
+def _show_duration(seconds: float) -> str:
+    return f"{seconds:.0f}s" if seconds % 1 == 0 else f"{seconds * 1000:.0f}ms"
+
+
+def size(low: str, high: str) -> Kind:
+    """Bytes as an int; the text has a unit, or is a bare number of bytes."""
+    low_bytes, high_bytes = _bytes(low), _bytes(high)
+
+    def read(text: str) -> int:
+        found_bytes = _bytes(text)
+        if not low_bytes <= found_bytes <= high_bytes:
+            raise ValueError(f"must be from {low} to {high}")
+        return found_bytes
+
+    number = {"type": "integer", "minimum": low_bytes, "maximum": high_bytes}
+    schema = {"anyOf": [number, {"type": "string", "pattern": f"^{_SIZE.pattern}$"}]}
+    return Kind(expected="a size such as 64KiB, 20MiB or 1GiB", read=read, schema=schema, show=_show_size)
+
+
+def _bytes(text: str) -> int:
+    found = _SIZE.fullmatch(text)
+    if not found:
+        raise ValueError
+    return int(found[1]) * _UNIT_BYTES[found[2] or "B"]
+
+
+def _show_size(count: int) -> str:
+    unit = next(unit for unit, factor in _UNIT_BYTES.items() if count % factor == 0)
+    return f"{count // _UNIT_BYTES[unit]}{unit}"
+
+
+def matching(pattern: str, expected: str) -> Kind:
+    """A text that fits `pattern` from end to end. The pattern is read by Python and by editors (ECMA 262)."""
+    whole_text = re.compile(pattern)
+
+    def read(text: str) -> str:
+        if not whole_text.fullmatch(text):
+            raise ValueError
+        return text
+
+    return Kind(expected=expected, read=read, schema={"type": "string", "pattern": f"^(?:{pattern})$"})
+
+
+def secret() -> Kind:
+    """Visible ASCII, because it is going to stand in a header (RFC 9110, 5.5). A number is a text here as well."""
+
+    def read(text: str) -> Secret:
+        if not _VISIBLE.fullmatch(text):
+            raise ValueError("holds a blank, a line break or another character that cannot stand in a header")
+        return Secret(text)
+
+    return Kind(expected="a key", read=read, schema={"type": ["string", "number"]}, private=True)
+
+
+def target() -> Kind:
+    """`provider/model`, in visible ASCII: the provider's name goes into reply headers."""
+
+    def read(text: str) -> str:
+        parse_target(text)
+        if not _VISIBLE.fullmatch(text):
+            raise ValueError("a target holds no blanks and nothing beyond ASCII")
+        return text
+
+    schema = {"type": "string", "pattern": "^[!-.0-~]+/[!-~]+$"}
+    return Kind(expected="a target, written provider/model", read=read, schema=schema)

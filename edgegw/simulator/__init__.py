@@ -1,0 +1,1 @@
+"""A provider that is not there: speaks OpenAI Chat Completions and Anthropic Messages, and fails on demand."""

@@ -1,0 +1,93 @@
+"""What the simulator counts: the ground truth that tests and load scripts compare a gateway's books with.
+
+Pure; times are arguments (monotonic seconds, the same clock for all processes of a machine).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+_KEPT = 100  # of the last requests and disconnects each
+_BODY_BYTES_KEPT = 16 * 1024
+_MODELS_KEPT = 1_000  # names come from clients; the rest is counted under OTHER
+OTHER = "(other)"
+
+
+@dataclass(slots=True)
+class Seen:
+    """A request as it arrived."""
+
+    number: int
+    path: str
+    model: str
+    headers: dict[str, str]
+    body: bytes  # the beginning of it
+    body_bytes: int
+
+    def shown(self) -> dict[str, Any]:
+        return {
+            "number": self.number,
+            "path": self.path,
+            "model": self.model,
+            "headers": self.headers,
+            "body": self.body.decode("utf-8", "replace"),
+            "body_bytes": self.body_bytes,
+        }
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters since the start or the last reset. `open_*` and `connections` are what is going on now."""
+
+    requests: int = 0
+    refused: int = 0  # requests that a strict provider would not take
+    completed: int = 0  # whole answers, written to the last byte
+    cut: int = 0  # answers that ended early by our own doing
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    disconnected: int = 0
+    connections: int = 0
+    connections_accepted: int = 0
+    open_requests: int = 0
+    open_streams: int = 0
+    by_model: Counter[str] = field(default_factory=Counter)
+    by_status: Counter[int] = field(default_factory=Counter)
+    disconnects: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    last: deque[Seen] = field(default_factory=lambda: deque(maxlen=_KEPT))
+
+    def arrived(self, path: str, model: str, headers: dict[str, str], body: bytes) -> None:
+        self.requests += 1
+        by_model = self.by_model
+        by_model[model if model in by_model or len(by_model) < _MODELS_KEPT else OTHER] += 1
+        self.last.append(Seen(self.requests, path, model, headers, body[:_BODY_BYTES_KEPT], len(body)))
+
+    def client_left(self, model: str, tokens: int, now_s: float, last_write_s: float | None) -> None:
+        """A client closed its connection before its answer was whole."""
+        self.disconnected += 1
+        since = None if last_write_s is None else round((now_s - last_write_s) * 1000, 3)
+        self.disconnects.append(
+            {"model": model, "tokens_sent": tokens, "after_last_write_ms": since, "at_monotonic_s": now_s}
+        )
+
+    def reset(self) -> None:
+        """Counters to zero; what is open stays counted as open."""
+        fresh = Stats(connections=self.connections, open_requests=self.open_requests, open_streams=self.open_streams)
+        for name in self.__slots__:
+            setattr(self, name, getattr(fresh, name))
+
+    def shown(self) -> dict[str, Any]:
+        return {
+            "requests": self.requests,
+            "by_model": dict(self.by_model),
+            "by_status": {str(status): count for status, count in self.by_status.items()},
+            "refused": self.refused,
+            "completed": self.completed,
+            "cut": self.cut,
+            "tokens": {"prompt": self.prompt_tokens, "completion": self.completion_tokens},
+            "disconnects": {"count": self.disconnected, "last": list(self.disconnects)},
+            "connections": {"open": self.connections, "accepted": self.connections_accepted},
+            "open_requests": self.open_requests,
+            "open_streams": self.open_streams,
+        }

@@ -1,0 +1,155 @@
+"""How many tokens a request will use, guessed before it is sent: what the limiter reserves.
+
+The prompt: bytes of the body over a ratio that is learned per model from the usage that comes back. The answer: a
+running 90th percentile of what the tenant got from the model so far, at most what the request allows. Both are guesses;
+settling charges or gives back the difference, so an error shifts tokens in time and never loses them.
+
+Pure; nothing is parsed: a body is searched for attachments with `bytes.find`.
+"""
+
+from __future__ import annotations
+
+from math import ceil, exp
+
+BYTES_PER_TOKEN = 4.0  # English text in OpenAI's and Anthropic's tokenizers, by their own rule of thumb
+BYTES_PER_TOKEN_MIN, BYTES_PER_TOKEN_MAX = 1.0, 16.0  # a token is at least a byte; escaped scripts reach 6 per letter
+PROMPT_MEMORY = 0.95  # the last 20 requests weigh as much as all before: new models are known within seconds
+PROMPT_PRIOR_TOKENS = 500.0  # the rule of thumb weighs as much as this many tokens of experience
+
+OUTPUT_TOKENS = 512  # no experience: above nine answers in ten of a chat, and small enough not to lock out small limits
+OUTPUT_ASKED_MAX = (
+    4096  # no experience but a bound by the client: a bound is often the model's own (64,000), never used
+)
+OUTPUT_TRIES = 4  # before so many answers were seen, the larger of guess and experience counts
+OUTPUT_STEP_MIN = 0.1  # smallest step of the percentile: up by 9 %, down by 1 %, so it forgets within 100 answers
+OUTPUT_FIRST = 2.0  # the first answer is taken for a middling one; the 90th percentile of answers is about twice that
+
+ATTACHMENT_TOKENS = 1200  # between OpenAI's 765 for 1024 x 1024 in detail and Anthropic's 1,600 for the largest
+ATTACHMENT_BYTES_MIN = 512  # shorter runs of base64 are counted as text
+ENTRIES_MAX = 4096  # models, and pairs of tenant and model: about 1 MiB; the one not used for longest is forgotten
+
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=-_"
+_SAMPLE_BYTES = 128  # of a value, to see whether it is base64
+_MARKS = ((b";base64,", b""), (b'"data"', b'"'))  # OpenAI's data URLs; Anthropic's `"data": "…"` and OpenAI's audio
+
+
+def attachments(body: bytes) -> tuple[int, int]:
+    """How many images, files and sounds are in a JSON body as base64, and how many bytes they take together.
+
+    A run begins after a mark and the opening that belongs to it, and ends before the next quote. What is marked but
+    does not look like base64 is text.
+    """
+    count = size = 0
+    if len(body) < ATTACHMENT_BYTES_MIN:
+        return 0, 0
+    for mark, opening in _MARKS:
+        at = body.find(mark)
+        while at >= 0:
+            start = at + len(mark)
+            if opening:
+                start = body.find(opening, start, start + 8) + 1  # `: "`, with some white space
+            end = body.find(b'"', start) if start else -1
+            if end - start >= ATTACHMENT_BYTES_MIN and not body[start : start + _SAMPLE_BYTES].translate(None, _BASE64):
+                count += 1
+                size += end - start
+                at = end
+            at = body.find(mark, at + len(mark))
+    return count, size
+
+
+class PromptEstimator:
+    """Prompt tokens from bytes. Per model two fading sums, bytes and tokens; their quotient is the ratio, so that a
+    long prompt, where the ratio is clearest, counts for more than a short one."""
+
+    __slots__ = ("_sums",)
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def ratio(self, model: str) -> float:
+        """Bytes per token."""
+        sums = self._sums.get(model)
+        if sums is None:
+            return BYTES_PER_TOKEN
+        return min(max(sums[0] / sums[1], BYTES_PER_TOKEN_MIN), BYTES_PER_TOKEN_MAX)
+
+    def estimate(self, model: str, body_bytes: int, attached: int = 0, attached_bytes: int = 0) -> int:
+        """`attached` of the body's parts, together `attached_bytes`, are images and the like: charged flat."""
+        text_bytes = max(0, body_bytes - attached_bytes)
+        return ceil(text_bytes / self.ratio(model)) + attached * ATTACHMENT_TOKENS
+
+    def learn(self, model: str, text_bytes: int, tokens: int) -> None:
+        """A prompt without attachments turned out to have so many tokens."""
+        if text_bytes <= 0 or tokens <= 0:
+            return
+        sums = self._sums.pop(model, None) or (BYTES_PER_TOKEN * PROMPT_PRIOR_TOKENS, PROMPT_PRIOR_TOKENS)
+        _make_room(self._sums)
+        self._sums[model] = (sums[0] * PROMPT_MEMORY + text_bytes, sums[1] * PROMPT_MEMORY + tokens)
+
+
+class OutputEstimator:
+    """Answer tokens: a running 90th percentile per tenant and model.
+
+    Each answer above it raises it by 0.9 steps, each below lowers it by 0.1, on a logarithmic scale: it stands still
+    where one answer in ten lies above, whatever their size. The step shrinks as 1 / answers down to OUTPUT_STEP_MIN.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], tuple[float, int]] = {}  # the percentile, and after how many answers
+
+    def estimate(self, tenant: str, model: str, asked_max: int | None = None) -> int:
+        """`asked_max` is the client's own bound on the answer."""
+        known = self._known.get((tenant, model))
+        if known is None:
+            return OUTPUT_TOKENS if asked_max is None else min(asked_max, OUTPUT_ASKED_MAX)
+        expected = ceil(known[0])
+        if known[1] < OUTPUT_TRIES:
+            expected = max(expected, OUTPUT_TOKENS)
+        return expected if asked_max is None else min(asked_max, expected)
+
+    def learn(self, tenant: str, model: str, tokens: int) -> None:
+        """An answer of so many tokens; one without any says nothing."""
+        if tokens <= 0:
+            return
+        key = (tenant, model)
+        known = self._known.pop(key, None)
+        if known is None:
+            _make_room(self._known)
+            self._known[key] = (OUTPUT_FIRST * tokens, 1)
+            return
+        percentile, answers = known
+        step = max(OUTPUT_STEP_MIN, 1.0 / answers)
+        factor = exp(0.9 * step) if tokens > percentile else exp(-0.1 * step)
+        self._known[key] = (max(1.0, percentile * factor), answers + 1)
+
+
+class TokenEstimator:
+    """Both together, as the gateway uses them. One per worker."""
+
+    __slots__ = ("output", "prompt")
+
+    def __init__(self) -> None:
+        self.prompt = PromptEstimator()
+        self.output = OutputEstimator()
+
+    def estimate(self, tenant: str, model: str, body: bytes, max_output_tokens: int | None, choices: int = 1) -> int:
+        """Tokens to reserve for a request: at least 1. `choices` answers are wanted (learned together, bounded each)."""
+        asked_max = None if max_output_tokens is None else max(0, max_output_tokens) * max(1, choices)
+        return max(1, self.prompt_tokens(model, body) + self.output.estimate(tenant, model, asked_max))
+
+    def prompt_tokens(self, model: str, body: bytes) -> int:
+        return self.prompt.estimate(model, len(body), *attachments(body))
+
+    def learn(self, tenant: str, model: str, body: bytes, input_tokens: int, output_tokens: int) -> None:
+        """What the provider counted. Prompts with attachments say nothing about the ratio."""
+        self.output.learn(tenant, model, output_tokens)
+        if not attachments(body)[0]:
+            self.prompt.learn(model, len(body), input_tokens)
+
+
+def _make_room(entries: dict[str, tuple[float, float]] | dict[tuple[str, str], tuple[float, int]]) -> None:
+    """Drops the entry that was not learned for longest (entries move to the end when they learn)."""
+    if len(entries) >= ENTRIES_MAX:
+        del entries[next(iter(entries))]  # type: ignore[arg-type]

@@ -1,0 +1,120 @@
+"""The life of a worker process: listens, says how it is once a second, drains when it is told to, and leaves.
+
+The parts are made by app.py; here is only what happens to them over time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edgegw.attempts import Upstream
+from edgegw.channel import ChannelClient, Drain
+from edgegw.child import Lifeline
+from edgegw.clock import Clock
+from edgegw.gateway import Gateway
+from edgegw.http.server import Server
+from edgegw.http.watch import Watch
+from edgegw.ledger.journal import Journal
+from edgegw.limits.limiter import Limiter
+
+# Once a second: the gauges. Four times: a next segment for the journal, ahead of need.
+VITALS_EVERY_S = 1.0
+PREPARE_EVERY_S = 0.25
+# How long the first request may wait for the control process, so that it finds its limits there.
+CHANNEL_WAIT_S = 1.0
+# After the drain's time is over: for the handlers to write their error events and records.
+CANCEL_WAIT_S = 1.0
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What a worker is made of."""
+
+    clock: Clock
+    watch: Watch
+    server: Server
+    gateway: Gateway
+    upstreams: Mapping[str, Upstream]
+    limiter: Limiter
+    channel: ChannelClient
+    journal: Journal
+    drain_timeout_s: float
+
+    async def run(self, listening: socket.socket, lifeline: Lifeline) -> int:
+        """From the first connection to the last. The exit code."""
+        loop = asyncio.get_running_loop()
+        told_to_go = asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, told_to_go.set)
+        loop.add_reader(lifeline.fd, told_to_go.set)
+        self.channel.handle(Drain, lambda _: told_to_go.set())
+        self.watch.start()
+        self.channel.start()
+        await self.channel.wait_open(CHANNEL_WAIT_S)
+        await self.server.listen(listening)
+        vitals = loop.create_task(self._tell_vitals())
+        lifeline.ready()
+        await told_to_go.wait()
+        loop.remove_reader(lifeline.fd)
+        await self._drain()
+        vitals.cancel()
+        self.limiter.close()
+        await self.channel.close()
+        for upstream in self.upstreams.values():
+            await upstream.pool.close()
+        self.watch.stop()
+        self.journal.close()
+        return 0
+
+    async def _drain(self) -> None:
+        """What is in work may finish; what is not finished in time ends with one error event, and is recorded."""
+        server, now = self.server, self.clock.now
+        server.drain()
+        until_s = now() + self.drain_timeout_s
+        while server.in_work and now() < until_s:
+            await asyncio.sleep(0.02)
+        server.cancel_work()
+        until_s = now() + CANCEL_WAIT_S
+        while server.in_work and now() < until_s:
+            await asyncio.sleep(0.01)
+        server.abort()
+
+    async def _tell_vitals(self) -> None:
+        now = self.clock.now
+        due_s = now() + VITALS_EVERY_S
+        while True:
+            asked_s = now()
+            await asyncio.sleep(PREPARE_EVERY_S)
+            lag_s = now() - asked_s - PREPARE_EVERY_S
+            self.journal.prepare()
+            if now() >= due_s:
+                due_s += VITALS_EVERY_S
+                self.journal.vitals(self._gauges(lag_s), self.clock.wall_ns())
+
+    def _gauges(self, lag_s: float) -> dict[str, float]:
+        pools = [upstream.pool for upstream in self.upstreams.values()]
+        return {
+            "in_flight": self.server.in_work,
+            "client_connections": len(self.server.connections),
+            "upstream_busy": sum(pool.busy for pool in pools),
+            "upstream_idle": sum(pool.idle for pool in pools),
+            "upstream_waiting": sum(pool.waiting for pool in pools),
+            "loop_lag_seconds": lag_s,
+            "resident_bytes": resident_bytes(),
+            "limits_degraded": float(self.limiter.degraded),
+            "journal_full": float(self.journal.full),
+        }
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process, 0 where /proc does not say."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE_BYTES
+    except (OSError, ValueError, IndexError):
+        return 0

@@ -1,0 +1,18 @@
+"""What all tests share: the loop that the product runs on, and the processes of the rig."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import pytest
+import uvloop
+from rig import gateway, module_gateways, simulator
+
+__all__ = ["gateway", "module_gateways", "simulator"]
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"uvloop": uvloop.new_event_loop}

@@ -1,0 +1,209 @@
+"""The reading side of client connections: whole requests come out, however the bytes are cut, and nothing else does."""
+
+from __future__ import annotations
+
+import h11
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgegw.endpoints import gate
+from edgegw.http.connection import RequestReader
+from edgegw.http.request import Request, RequestLimits
+
+BODY = b'{"model":"m"}'
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: edge.test\r\nContent-Length: 13\r\n\r\n"
+POST = HEAD + BODY
+GET = b"GET /v1/models HTTP/1.1\r\nHost: edge.test\r\n\r\n"
+CHUNKED = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: edge.test\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"5;ext=1\r\n" + BODY[:5] + b"\r\n8\r\n" + BODY[5:] + b"\r\n0\r\nX-Trailer: t\r\n\r\n"
+)
+
+
+def reader(**limits: int) -> RequestReader:
+    return RequestReader(RequestLimits(**limits), gate)
+
+
+def read(*pieces: bytes, **limits: int) -> list[Request]:
+    subject = reader(**limits)
+    for piece in pieces:
+        subject.feed(piece)
+    return subject.ready
+
+
+def bytewise(data: bytes) -> list[bytes]:
+    return [data[i : i + 1] for i in range(len(data))]
+
+
+def outcome(requests: list[Request]) -> list[tuple[bytes, bytes, int]]:
+    return [(r.path, r.body, r.error.status if r.error else 200) for r in requests]
+
+
+@pytest.mark.parametrize(
+    ("wire", "want"),
+    [
+        (POST, [(b"/v1/chat/completions", BODY, 200)]),
+        (CHUNKED, [(b"/v1/chat/completions", BODY, 200)]),
+        (
+            POST + GET + CHUNKED,
+            [(b"/v1/chat/completions", BODY, 200), (b"/v1/models", b"", 200)] + [(b"/v1/chat/completions", BODY, 200)],
+        ),
+        (b"\r\n" + GET, [(b"/v1/models", b"", 200)]),
+        (b"GET http://edge.test/v1/models?x=1 HTTP/1.1\r\nHost: edge.test\r\n\r\n", [(b"/v1/models", b"", 200)]),
+        (b"GET /nope HTTP/1.1\r\nHost: e\r\n\r\n" + GET, [(b"/nope", b"", 404), (b"/v1/models", b"", 200)]),
+        (b"GET /v1/models HTTP/1.0\r\n\r\n" + GET, [(b"/v1/models", b"", 200)]),
+        (
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: e\r\nUpgrade: h2c\r\nConnection: upgrade\r\n"
+            b"Content-Length: 13\r\n\r\n" + BODY + GET,
+            [(b"/v1/chat/completions", BODY, 200)],
+        ),
+    ],
+)
+def test_whole_and_byte_by_byte_give_the_same_requests(wire: bytes, want: list[tuple[bytes, bytes, int]]) -> None:
+    assert outcome(read(wire)) == want
+    assert outcome(read(*bytewise(wire))) == want
+
+
+@pytest.mark.parametrize(
+    ("wire", "status"),
+    [
+        (b"GET /v1/models\r\n", 400),
+        (b"GET /v1/models HTTP/2.0\r\nHost: e\r\n\r\n", 505),
+        (b"OPTIONS /v1/models RTSP/1.0\r\nHost: e\r\n\r\n", 400),
+        (b"\x16\x03\x01\x00\xc2\xa5", 400),
+        (b"GET /v1/models HTTP/1.1\r\n\r\n", 400),
+        (b"GET /v1/models HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
+        (b"GET /v1/models HTTP/1.1\r\nHost: u@e\r\n\r\n", 400),
+        (b"GET /v1/models HTTP/1.1\r\nHost: e\r\nAuthorization: a\r\nAuthorization: b\r\n\r\n", 400),
+        (b"GET //v1/models HTTP/1.1\r\nHost: e\r\n\r\n", 400),
+        (b"GET /v1/../models HTTP/1.1\r\nHost: e\r\n\r\n", 400),
+        (b"POST http://169.254.169.254/x HTTP/1.1\r\nHost: e\r\nContent-Length: 0\r\n\r\n", 400),
+        (b"TRACE /v1/models HTTP/1.1\r\nHost: e\r\n\r\n", 501),
+        (b"CONNECT e:443 HTTP/1.1\r\nHost: e:443\r\n\r\n", 501),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: e\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 400),
+        (b"POST /v1/chat/completions HTTP/1.0\r\nHost: e\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: e\r\nExpect: 200-maybe\r\nContent-Length: 3\r\n\r\n", 417),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: e\r\nContent-Length: 99999999\r\n\r\n", 413),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: e\r\nContent-Length: 9999999999999999999\r\n\r\n", 413),
+        (b"PUT /v1/chat/completions HTTP/1.1\r\nHost: e\r\nContent-Length: 5\r\n\r\n", 405),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: e\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\n", 415),
+    ],
+)
+def test_refused_once_and_nothing_after_it_is_read(wire: bytes, status: int) -> None:
+    for pieces in ([wire + GET], [wire, GET], [*bytewise(wire), GET]):
+        requests = read(*pieces)
+        assert [r.error.status for r in requests if r.error] == [status], requests
+        assert len(requests) == 1
+        assert not requests[0].keep_alive
+
+
+def test_the_body_is_not_read_when_its_length_is_over_the_limit() -> None:
+    subject = reader(body_bytes_max=10)
+    subject.feed(HEAD)
+    assert subject.dead
+    assert subject.ready[0].error is not None
+    assert subject.ready[0].error.status == 413
+    assert subject.ready[0].path == b"/v1/chat/completions"
+
+
+def test_a_chunked_body_is_refused_once_it_has_grown_past_the_limit() -> None:
+    error = read(CHUNKED, body_bytes_max=6)[0].error
+    assert error is not None
+    assert error.status == 413
+
+
+@pytest.mark.parametrize(
+    ("extra", "status"),
+    [
+        (b"".join(b"X-%d: v\r\n" % i for i in range(120)), 431),
+        (b"X-Big: " + b"x" * 40_000 + b"\r\n", 431),
+    ],
+)
+def test_heads_are_bounded(extra: bytes, status: int) -> None:
+    wire = b"GET /v1/models HTTP/1.1\r\nHost: e\r\n" + extra + b"\r\n"
+    for pieces in ([wire], [wire[i : i + 1000] for i in range(0, len(wire), 1000)]):
+        error = read(*pieces)[0].error
+        assert error is not None
+        assert error.status == status
+
+
+def test_a_large_body_in_the_same_read_is_not_taken_for_a_large_head() -> None:
+    body = b"x" * 60_000
+    wire = b"POST /v1/chat/completions HTTP/1.1\r\nHost: e\r\nContent-Length: 60000\r\n\r\n" + body
+    assert outcome(read(wire)) == [(b"/v1/chat/completions", body, 200)]
+
+
+def test_long_targets() -> None:
+    assert outcome(read(b"GET /v1/models?q=" + b"a" * 8000 + b" HTTP/1.1\r\nHost: e\r\n\r\n"))[0][2] == 200
+    assert outcome(read(b"GET /v1/models?q=" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: e\r\n\r\n"))[0][2] == 414
+
+
+def test_chunk_extensions_are_bounded() -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: e\r\nTransfer-Encoding: chunked\r\n\r\n"
+    error = read(head, *[b"1;" + b"e" * 1000 + b"\r\nx\r\n"] * 100)[0].error
+    assert error is not None
+    assert error.status == 400
+
+
+def test_trailers_are_not_believed() -> None:
+    wire = CHUNKED.replace(b"X-Trailer: t", b"Authorization: Bearer other")
+    assert b"authorization" not in read(wire)[0].headers
+
+
+def test_expectation_is_announced_only_while_the_body_is_awaited() -> None:
+    subject = reader()
+    subject.feed(HEAD.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"))
+    assert subject.wants_continue
+    assert not subject.ready
+    subject.feed(BODY)
+    assert not subject.wants_continue
+    assert outcome(subject.ready) == [(b"/v1/chat/completions", BODY, 200)]
+
+
+@pytest.mark.parametrize(("wire", "left"), [(HEAD + BODY[:5], 1), (HEAD[:20], 1), (POST, 1), (b"", 0)])
+def test_end_of_input_never_completes_a_message(wire: bytes, left: int) -> None:
+    subject = reader()
+    subject.feed(wire)
+    subject.eof()
+    assert len(subject.ready) == left
+    complete = wire == POST
+    assert all((request.error is None) is complete for request in subject.ready)
+
+
+TOKENS = st.sampled_from(
+    [b"POST", b"GET", b" ", b"/v1/models", b" HTTP/1.1", b"\r\n", b"\n", b"Host: e", b"Content-Length: ", b"0", b"13",
+     b"Transfer-Encoding: chunked", b"\r\n\r\n", b":", b"\x00", b"x", BODY, POST, GET, CHUNKED, b"0\r\n\r\n", b"\t", b";"]
+)  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(st.lists(TOKENS, max_size=12), st.randoms())
+def test_any_segmentation_gives_the_same_and_a_strict_parser_agrees(tokens: list[bytes], dice: object) -> None:
+    """Law: what comes out does not depend on how bytes were cut; and what we accept, h11 accepts too."""
+    wire = b"".join(tokens)
+    whole, single = outcome(read(wire)), outcome(read(*bytewise(wire)))
+    accepted = [row for row in whole if row[2] == 200]
+    assert accepted == [row for row in single if row[2] == 200]
+    peer = h11.Connection(h11.SERVER)
+    peer.receive_data(wire)
+    for path, body, _ in accepted:
+        event = peer.next_event()
+        assert isinstance(event, h11.Request)
+        assert event.target.partition(b"?")[0] == path
+        pieces = b""
+        while not isinstance(event := peer.next_event(), h11.EndOfMessage):
+            assert isinstance(event, h11.Data)
+            pieces += event.data
+        assert pieces == body
+        if peer.their_state is h11.MUST_CLOSE:
+            break
+        peer = _next(peer, wire)
+
+
+def _next(peer: h11.Connection, wire: bytes) -> h11.Connection:
+    """h11 wants the reply before it reads on; a fresh parser is fed what is left."""
+    left = peer.trailing_data[0]
+    fresh = h11.Connection(h11.SERVER)
+    fresh.receive_data(left)
+    return fresh

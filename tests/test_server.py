@@ -1,0 +1,271 @@
+"""The listening side on real sockets: order, waits, half-closed and vanished clients, slow ones, early ends."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from edgegw.endpoints import gate
+from edgegw.http.client_connection import Waits
+from edgegw.http.reply import JSON, Reply
+from edgegw.http.request import Request, RequestLimits
+from edgegw.http.server import Server
+from edgegw.http.watch import Watch
+
+Handler = Callable[[Request, Reply], Coroutine[Any, Any, None]]
+GET = b"GET /v1/models HTTP/1.1\r\nHost: e\r\n\r\n"
+POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: e\r\nContent-Length: 2\r\n\r\n{}"
+
+
+async def echo(request: Request, reply: Reply) -> None:
+    if request.error is not None:
+        reply.send(request.error.status, JSON, b"{}")
+    else:
+        reply.send(200, JSON, request.path)
+
+
+class Running:
+    def __init__(self, server: Server, address: tuple[str, int]) -> None:
+        self.server = server
+        self.address = address
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(*self.address)
+
+
+PATIENT = Waits()
+Start = Callable[..., Coroutine[Any, Any, Running]]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    running: list[tuple[Server, Watch]] = []
+
+    async def run(handler: Handler, waits: Waits = PATIENT, **limits: int) -> Running:
+        loop = asyncio.get_running_loop()
+        watch = Watch(loop, time.monotonic)
+        watch.start()
+        server = Server(loop, watch, handler, gate, limits=RequestLimits(**limits), waits=waits)
+        sock = socket.create_server(("127.0.0.1", 0))
+        await server.listen(sock)
+        running.append((server, watch))
+        return Running(server, sock.getsockname())
+
+    yield run
+    for server, watch in running:
+        server.drain()
+        server.abort()
+        watch.stop()
+    await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 3.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 (the condition is in the server, which has no event for it)
+            await asyncio.sleep(0.005)
+
+
+async def reply_of(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 3)
+    fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
+    return int(head[9:12]), await reader.readexactly(int(fields[b"content-length"]))
+
+
+async def test_pipelined_requests_are_answered_in_order_and_one_at_a_time(start: Start) -> None:
+    in_work: list[int] = []
+
+    async def slow(request: Request, reply: Reply) -> None:
+        in_work.append(running.server.in_work)
+        await asyncio.sleep(0.01 if request.method == b"POST" else 0)
+        await echo(request, reply)
+
+    running = await start(slow)
+    reader, writer = await running.connect()
+    writer.write(POST + GET + POST + GET)
+    paths = [(await reply_of(reader))[1] for _ in range(4)]
+    assert paths == [b"/v1/chat/completions", b"/v1/models"] * 2
+    assert in_work == [1, 1, 1, 1]
+    writer.close()
+
+
+async def test_head_has_no_body_and_the_connection_goes_on(start: Start) -> None:
+    running = await start(echo)
+    reader, writer = await running.connect()
+    writer.write(GET.replace(b"GET", b"HEAD") + GET)
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert b"content-length: 10" in head
+    assert await reply_of(reader) == (200, b"/v1/models")
+    writer.close()
+
+
+async def test_continue_is_sent_when_the_client_waits_for_it(start: Start) -> None:
+    running = await start(echo)
+    reader, writer = await running.connect()
+    writer.write(POST[:-2].replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"))
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(b"{}")
+    assert (await reply_of(reader))[0] == 200
+    writer.close()
+
+
+async def test_a_refused_upload_is_answered_before_it_is_read_and_without_a_reset(start: Start) -> None:
+    running = await start(echo, body_bytes_max=1000)
+    reader, writer = await running.connect()
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: e\r\nContent-Length: 100000\r\n\r\n" + b"x" * 50_000)
+    assert (await reply_of(reader))[0] == 413
+    writer.write(b"x" * 50_000)
+    assert await asyncio.wait_for(reader.read(), 3) == b""  # an orderly end, not ConnectionResetError
+    writer.close()
+
+
+async def test_a_slow_head_and_a_slow_body_time_out_and_an_idle_connection_closes(start: Start) -> None:
+    running = await start(echo, Waits(head_s=0.2, body_s=0.2, keep_alive_s=0.2, stall_s=1))
+    for sent, status in ((GET[:20], 408), (POST[:-1], 408), (b"", None)):
+        reader, writer = await running.connect()
+        writer.write(sent)
+        if status is not None:
+            assert (await reply_of(reader))[0] == status
+        assert await asyncio.wait_for(reader.read(), 3) == b""
+        writer.close()
+
+
+async def test_dripping_bytes_do_not_prolong_the_wait_for_a_head(start: Start) -> None:
+    running = await start(echo, Waits(head_s=0.3, keep_alive_s=5))
+    reader, writer = await running.connect()
+    began = time.monotonic()
+    drip = asyncio.create_task(_drip(writer))
+    assert (await reply_of(reader))[0] == 408
+    assert time.monotonic() - began < 1.0
+    drip.cancel()
+    writer.close()
+
+
+async def _drip(writer: asyncio.StreamWriter) -> None:
+    for byte in GET[:-2] + b"X-A: " + b"a" * 1000:
+        writer.write(bytes((byte,)))
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("phase", ["before the head", "within a stream"])
+async def test_a_client_that_closes_is_noticed_within_100_ms(start: Start, phase: str) -> None:
+    gone = asyncio.Event()
+
+    async def hang(request: Request, reply: Reply) -> None:
+        reply.on_gone = gone.set
+        if phase == "within a stream":
+            reply.start(200, JSON, b"data: 1\n\n")
+        await asyncio.sleep(30)
+
+    running = await start(hang)
+    reader, writer = await running.connect()
+    writer.write(POST)
+    if phase == "within a stream":
+        await reader.readuntil(b"data: 1\n\n")
+    else:
+        await until(lambda: running.server.in_work == 1)
+    began = time.monotonic()
+    writer.close()
+    await asyncio.wait_for(gone.wait(), 2)
+    assert time.monotonic() - began < 0.1
+    await until(lambda: running.server.in_work == 0)
+
+
+async def test_a_handler_that_waits_elsewhere_is_cancelled_when_the_client_goes(start: Start) -> None:
+    cancelled = asyncio.Event()
+
+    async def hang(request: Request, reply: Reply) -> None:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            cancelled.set()
+
+    running = await start(hang)
+    _, writer = await running.connect()
+    writer.write(POST)
+    await until(lambda: running.server.in_work == 1)
+    writer.close()
+    await asyncio.wait_for(cancelled.wait(), 2)
+
+
+async def test_a_client_that_only_half_closes_still_gets_its_answer(start: Start) -> None:
+    async def slow(request: Request, reply: Reply) -> None:
+        await asyncio.sleep(0.3)
+        await echo(request, reply)
+
+    running = await start(slow)
+    reader, writer = await running.connect()
+    writer.write(POST)
+    writer.write_eof()
+    received = await asyncio.wait_for(reader.read(), 3)
+    final = received.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert final.startswith(b"HTTP/1.1 200 OK")
+    assert final.count(b"HTTP/1.1") == 1
+    writer.close()
+
+
+async def test_backpressure_is_told_and_a_client_that_does_not_read_is_dropped(start: Start) -> None:
+    told: list[str] = []
+    gone = asyncio.Event()
+
+    async def flood(request: Request, reply: Reply) -> None:
+        reply.on_pause = lambda: told.append("pause")
+        reply.on_gone = gone.set
+        reply.start(200, JSON, b"x")
+        for _ in range(400):
+            reply.write(b"x" * 65536)
+            await asyncio.sleep(0)
+            if told:
+                break
+        await asyncio.wait_for(gone.wait(), 5)
+        assert reply.slow
+        told.append("slow")
+
+    running = await start(flood, Waits(stall_s=0.3))
+    _, writer = await running.connect()
+    writer.write(POST)
+    await until(lambda: told == ["pause", "slow"])
+    writer.close()
+
+
+async def test_draining_finishes_what_is_in_work_and_closes_what_is_idle(start: Start) -> None:
+    release = asyncio.Event()
+
+    async def wait(request: Request, reply: Reply) -> None:
+        await release.wait()
+        await echo(request, reply)
+
+    running = await start(wait)
+    idle_reader, idle_writer = await running.connect()
+    reader, writer = await running.connect()
+    writer.write(POST)
+    await until(lambda: running.server.in_work == 1)
+    running.server.drain()
+    assert await asyncio.wait_for(idle_reader.read(), 3) == b""
+    release.set()
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 3)
+    assert b"connection: close" not in head or head.startswith(b"HTTP/1.1 200")
+    assert (await asyncio.wait_for(reader.read(), 3)).endswith(b"/v1/chat/completions")
+    with pytest.raises(ConnectionRefusedError):
+        await running.connect()
+    writer.close()
+    idle_writer.close()
+
+
+async def test_http_1_0_streams_end_with_the_connection(start: Start) -> None:
+    async def stream(request: Request, reply: Reply) -> None:
+        reply.start(200, JSON, b"a")
+        reply.write(b"b")
+        reply.end(b"c")
+
+    running = await start(stream)
+    reader, writer = await running.connect()
+    writer.write(b"POST /v1/chat/completions HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}")
+    received = await asyncio.wait_for(reader.read(), 3)
+    assert received.endswith(b"\r\n\r\nabc")
+    assert b"transfer-encoding" not in received
+    writer.close()

@@ -1,0 +1,871 @@
+"""The pool and its connections against real sockets on loopback: what is reused, what is sent again, who waits, what is
+told to the sink when a provider breaks its word."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from edgegw.clock import ManualClock
+from edgegw.errors import UpstreamFault
+from edgegw.http.dial import Dialer, Proxies, Resolver
+from edgegw.http.response import Headers
+from edgegw.http.upstream import Pool, PoolLimits
+from edgegw.http.upstream_connection import Connection
+
+T = TypeVar("T")
+
+WAIT_S = 5.0
+REQUEST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\n"
+REPLY = OK + b"Content-Length: 2\r\n\r\nok"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class Origin:
+    port: int
+    scheme: str = "http"
+    host: str = "127.0.0.1"
+
+
+class Link(asyncio.Protocol):
+    """One connection as the provider sees it."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.number = len(peer.links)
+        self.requests = 0
+        self.received = b""
+        self.lost = asyncio.get_running_loop().create_future()
+        self.lost_at_s = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
+        self.transport: asyncio.Transport = transport  # type: ignore[assignment]
+        self.peer.links.append(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        while (end := self.received.find(b"\r\n\r\n")) >= 0:
+            self.received = self.received[end + 4 :]
+            self.requests += 1
+            self.peer.requests += 1
+            self.peer.answer(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost_at_s = time.monotonic()
+        self.lost.set_result(exc)
+
+    def write(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def close(self) -> None:
+        self.transport.close()
+
+    def reset(self) -> None:
+        sock = self.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
+
+@dataclass
+class Peer:
+    """A provider whose every answer is a function of the connection that asked."""
+
+    answer: Callable[[Link], None] = lambda link: link.write(REPLY)
+    links: list[Link] = field(default_factory=list)
+    requests: int = 0
+
+
+class Ear:
+    """A sink that remembers."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: Headers = []
+        self.reads: list[bytes] = []
+        self.fault: UpstreamFault | None = None
+        self.told: list[str] = []
+        self.head_came = asyncio.Event()
+        self.body_came = asyncio.Event()
+        self.over = asyncio.Event()
+
+    def on_head(self, status: int, headers: Headers) -> None:
+        self.status, self.headers = status, headers
+        self.told.append("head")
+        self.head_came.set()
+
+    def on_body(self, data: bytes) -> None:
+        self.reads.append(data)
+        if self.told[-1] != "body":
+            self.told.append("body")
+        self.body_came.set()
+
+    def on_end(self) -> None:
+        self.told.append("end")
+        self.over.set()
+
+    def on_fault(self, fault: UpstreamFault) -> None:
+        self.fault = fault
+        self.told.append("fault")
+        self.over.set()
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.reads)
+
+
+async def soon(awaitable: Awaitable[T]) -> T:
+    async with asyncio.timeout(WAIT_S):
+        return await awaitable
+
+
+async def until(truth: Callable[[], object]) -> None:
+    """Let the loop turn until this is so."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            if truth():
+                return
+            await asyncio.sleep(0)
+
+
+async def ask(pool: Pool, ear: Ear | None = None) -> Ear:
+    """One whole request and reply."""
+    ear = ear or Ear()
+    await soon(pool.open(REQUEST, ear))
+    await soon(ear.over.wait())
+    return ear
+
+
+@asynccontextmanager
+async def serving(peer: Peer, clock: ManualClock | None = None, **limits: float) -> AsyncIterator[Pool]:
+    clock = clock or ManualClock()
+    server = await asyncio.get_running_loop().create_server(lambda: Link(peer), "127.0.0.1", 0)
+    dialer = Dialer(Resolver(clock), tls=None, proxies=Proxies())
+    origin = Origin(server.sockets[0].getsockname()[1])
+    pool = Pool(origin, limits=PoolLimits(**limits), dialer=dialer, clock=clock)  # type: ignore[arg-type]
+    try:
+        yield pool
+    finally:
+        await pool.close()
+        assert (pool.idle, pool.busy, pool.waiting) == (0, 0, 0)
+        for link in peer.links:
+            link.transport.abort()
+            await soon(link.lost)
+        server.close()
+        await server.wait_closed()
+
+
+class TestReuse:
+    async def test_one_connection_for_requests_one_after_the_other(self) -> None:
+        peer = Peer()
+        async with serving(peer) as pool:
+            first = Ear()
+            assert pool.send(REQUEST, first) is None
+            connection = await soon(pool.open(REQUEST, first))
+            assert (pool.busy, pool.idle, connection.reused) == (1, 0, False)
+            await soon(first.over.wait())
+            assert (pool.busy, pool.idle, connection.reused) == (0, 1, False)
+            for _ in range(5):
+                ear = Ear()
+                again = pool.send(REQUEST, ear)
+                assert again is connection
+                assert again.reused
+                await soon(ear.over.wait())
+                assert (ear.status, ear.body, ear.told) == (200, b"ok", ["head", "body", "end"])
+        assert (len(peer.links), peer.requests) == (1, 6)
+
+    async def test_the_one_used_last_is_taken_first(self) -> None:
+        peer = Peer(answer=lambda link: None)
+        async with serving(peer) as pool:
+            ears = [Ear() for _ in range(3)]
+            connections = [await soon(pool.open(REQUEST, ear)) for ear in ears]
+            for n in (1, 2, 0):
+                peer.links[n].write(REPLY)
+                await soon(ears[n].over.wait())
+            assert [pool.send(REQUEST, Ear()) for _ in range(4)] == [
+                connections[0],
+                connections[2],
+                connections[1],
+                None,
+            ]
+
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            OK + b"Connection: close\r\nContent-Length: 2\r\n\r\nok",
+            b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok",
+            REPLY + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
+            REPLY + b"!",
+            CHUNKED + b"2\r\nok\r\n0\r\n\r\nHTTP/1.1 2",
+        ],
+    )
+    async def test_not_after_this_reply(self, reply: bytes) -> None:
+        peer = Peer(answer=lambda link: link.write(reply))
+        async with serving(peer) as pool:
+            for n in (1, 2):
+                ear = await ask(pool)
+                assert (ear.status, ear.body, ear.told) == (200, b"ok", ["head", "body", "end"])
+                assert (pool.idle, pool.busy, len(peer.links)) == (0, 0, n)
+
+    async def test_not_when_bytes_come_later(self) -> None:
+        peer = Peer()
+        async with serving(peer) as pool:
+            await ask(pool)
+            peer.links[0].write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+            await soon(peer.links[0].lost)
+            assert (pool.idle, pool.busy) == (0, 0)
+            assert (await ask(pool)).body == b"ok"
+        assert len(peer.links) == 2
+
+    async def test_not_when_it_was_closed_meanwhile(self) -> None:
+        peer = Peer()
+        async with serving(peer) as pool:
+            await ask(pool)
+            peer.links[0].close()
+            await soon(peer.links[0].lost)
+            assert (await ask(pool)).body == b"ok"
+        assert (len(peer.links), peer.requests) == (2, 2)
+
+    async def test_not_when_the_reply_came_before_the_request_was_sent(self) -> None:
+        """An early refusal of a large body: what is left of the body must not open the next request."""
+        peer = Peer()
+
+        def refuse(link: Link) -> None:
+            link.transport.pause_reading()
+            link.write(b"HTTP/1.1 413 X\r\nContent-Length: 2\r\n\r\nno")
+
+        peer.answer = refuse
+        async with serving(peer) as pool:
+            ear = Ear()
+            await soon(pool.open(REQUEST[:-2] + b"x: y\r\n\r\n" + b"b" * 32_000_000, ear))
+            await soon(ear.over.wait())
+            assert (ear.status, ear.told[-1], pool.idle, pool.busy) == (413, "end", 0, 0)
+
+    async def test_a_204_has_no_body_and_keeps_the_connection(self) -> None:
+        peer = Peer(answer=lambda link: link.write(b"HTTP/1.1 204 No Content\r\n\r\n"))
+        async with serving(peer) as pool:
+            for _ in range(2):
+                ear = await ask(pool)
+                assert (ear.status, ear.told) == (204, ["head", "end"])
+        assert len(peer.links) == 1
+
+    async def test_idle_connections_grow_too_old(self) -> None:
+        peer, clock = Peer(), ManualClock()
+        async with serving(peer, clock, keep_alive_s=60) as pool:
+            await ask(pool)
+            clock.jump(59)
+            ear = Ear()
+            assert pool.send(REQUEST, ear) is not None
+            await soon(ear.over.wait())
+            clock.jump(60)
+            assert pool.send(REQUEST, Ear()) is None
+            assert (pool.idle, pool.busy) == (0, 0)
+            await soon(peer.links[0].lost)
+
+    async def test_the_sweep_closes_the_old_and_keeps_the_young(self) -> None:
+        peer, clock = Peer(answer=lambda link: None), ManualClock()
+        async with serving(peer, clock, keep_alive_s=60) as pool:
+            for n in range(3):
+                await soon(pool.open(REQUEST, Ear()))
+                clock.jump(n)
+            for link in peer.links:
+                clock.jump(25)
+                link.write(REPLY)
+                await until(lambda: pool.idle == link.number + 1)  # noqa: B023
+            clock.jump(11)
+            pool.sweep()
+            assert pool.idle == 2
+            await soon(peer.links[0].lost)
+            clock.jump(100)
+            pool.sweep()
+            assert (pool.idle, pool.busy) == (0, 0)
+
+    async def test_the_timer_sweeps(self) -> None:
+        peer = Peer()
+
+        class Clock(ManualClock):
+            def now(self) -> float:
+                return time.monotonic()
+
+        async with serving(peer, Clock(), keep_alive_s=0.05) as pool:
+            await ask(pool)
+            await soon(peer.links[0].lost)
+            assert (pool.idle, pool.busy) == (0, 0)
+
+
+class TestStaleConnection:
+    @pytest.mark.parametrize("how", [Link.close, Link.reset])
+    async def test_the_request_is_sent_once_more_on_a_fresh_connection(self, how: Callable[[Link], None]) -> None:
+        """The provider closes at the very moment in which we send: it never saw the request."""
+        served: list[int] = []
+
+        def answer(link: Link) -> None:
+            if link.number == 0 and link.requests == 2:
+                how(link)
+            else:
+                served.append(link.number)
+                link.write(REPLY)
+
+        peer = Peer(answer=answer)
+        async with serving(peer) as pool:
+            await ask(pool)
+            ear = Ear()
+            connection = pool.send(REQUEST, ear)
+            assert connection is not None
+            await soon(ear.over.wait())
+            assert (ear.status, ear.body, ear.told) == (200, b"ok", ["head", "body", "end"])
+            assert not connection.reused
+            assert (pool.idle, pool.busy) == (1, 0)
+            ear = Ear()
+            assert pool.send(REQUEST, ear) is connection
+            await soon(ear.over.wait())
+            assert (ear.told, connection.reused) == (["head", "body", "end"], True)
+        assert (served, len(peer.links)) == ([0, 1, 1], 2)
+
+    async def test_only_once(self) -> None:
+        peer = Peer(answer=lambda link: link.write(REPLY) if peer.requests == 1 else link.close())
+        async with serving(peer) as pool:
+            await ask(pool)
+            ear = await ask(pool)
+            assert ear.told == ["fault"]
+            assert ear.fault is not None
+            assert (ear.fault.kind, ear.fault.sent) == ("upstream_cut", True)
+            assert (pool.idle, pool.busy) == (0, 0)
+        assert (peer.requests, len(peer.links)) == (3, 2)
+
+    async def test_not_on_a_fresh_connection(self) -> None:
+        peer = Peer(answer=Link.close)
+        async with serving(peer) as pool:
+            ear = await ask(pool)
+            assert ear.fault is not None
+            assert (ear.told, ear.fault.kind, ear.fault.status) == (["fault"], "upstream_cut", 0)
+        assert (peer.requests, len(peer.links)) == (1, 1)
+
+    @pytest.mark.parametrize("part", [b"H", b"HTTP/1.1 1", OK, b"HTTP/1.1 103 X\r\n\r\n"])
+    async def test_not_after_a_byte_of_the_reply(self, part: bytes) -> None:
+        def answer(link: Link) -> None:
+            if link.requests == 1:
+                link.write(REPLY)
+            else:
+                link.write(part)
+                link.close()
+
+        peer = Peer(answer=answer)
+        async with serving(peer) as pool:
+            await ask(pool)
+            ear = await ask(pool)
+            assert ear.fault is not None
+            assert (ear.told, ear.fault.kind) == (["fault"], "upstream_cut")
+        assert (peer.requests, len(peer.links)) == (2, 1)
+
+    async def test_nobody_there_any_more(self) -> None:
+        peer, clock = Peer(), ManualClock()
+        server = await asyncio.get_running_loop().create_server(lambda: Link(peer), "127.0.0.1", 0)
+        dialer = Dialer(Resolver(clock), tls=None, proxies=Proxies())
+        origin = Origin(server.sockets[0].getsockname()[1])
+        pool = Pool(origin, limits=PoolLimits(), dialer=dialer, clock=clock)
+        await ask(pool)
+        server.close()
+        peer.answer = Link.close
+        ear = await ask(pool)
+        assert ear.fault is not None
+        assert (ear.told, ear.fault.kind, ear.fault.sent) == (["fault"], "upstream_connect", True)
+        assert (pool.idle, pool.busy) == (0, 0)
+        await pool.close()
+        await server.wait_closed()
+
+    async def test_aborted_while_it_is_dialled_again(self) -> None:
+        peer = Peer()
+
+        class Slow(Dialer):
+            calls = 0
+            dialling = asyncio.Event()
+
+            async def connect(self, *args: object, **waits: object) -> None:
+                self.calls += 1
+                if self.calls > 1:
+                    self.dialling.set()
+                    await asyncio.Event().wait()
+                await super().connect(*args, **waits)  # type: ignore[arg-type]
+
+        async with serving(peer) as pool:
+            slow = pool._dialer = Slow(Resolver(ManualClock()), tls=None, proxies=Proxies())
+            await ask(pool)
+            peer.answer = Link.close
+            ear = Ear()
+            connection = pool.send(REQUEST, ear)
+            assert connection is not None
+            await soon(slow.dialling.wait())
+            assert pool.busy == 1
+            connection.abort()
+            assert (pool.busy, ear.told) == (0, [])
+
+
+class TestPlaces:
+    async def test_the_cap_holds_and_the_wait_is_bounded(self) -> None:
+        peer = Peer(answer=lambda link: None)
+        async with serving(peer, connections_max=2, pool_wait_s=0.05) as pool:
+            for _ in range(2):
+                await soon(pool.open(REQUEST, Ear()))
+            ear = Ear()
+            with pytest.raises(UpstreamFault) as caught:
+                await soon(pool.open(REQUEST, ear))
+            assert (caught.value.kind, caught.value.sent, ear.told) == ("upstream_busy", False, [])
+            assert (pool.busy, pool.waiting, len(peer.links)) == (2, 0, 2)
+
+    async def test_first_come_first_served_and_nobody_overtakes(self) -> None:
+        peer = Peer(answer=lambda link: None)
+        async with serving(peer, connections_max=1) as pool:
+            ears = [Ear() for _ in range(4)]
+            first = await soon(pool.open(REQUEST, ears[0]))
+            waiting = [asyncio.create_task(pool.open(REQUEST, ear)) for ear in ears[1:]]
+            await until(lambda: pool.waiting == 3)
+            for n in range(4):
+                await until(lambda: peer.requests == n + 1)  # noqa: B023
+                assert pool.send(REQUEST, Ear()) is None
+                peer.links[0].write(REPLY)
+                await soon(ears[n].over.wait())
+                assert [ear.over.is_set() for ear in ears] == [True] * (n + 1) + [False] * (3 - n)
+            assert [await soon(task) for task in waiting] == [first, first, first]
+            assert first.reused
+        assert (len(peer.links), peer.requests) == (1, 4)
+
+    async def test_a_place_without_a_connection_goes_to_the_next_as_well(self) -> None:
+        peer = Peer(answer=lambda link: link.close() if link.number == 0 else link.write(REPLY))
+        async with serving(peer, connections_max=1) as pool:
+            first, second = Ear(), Ear()
+            await soon(pool.open(REQUEST, first))
+            task = asyncio.create_task(pool.open(REQUEST, second))
+            assert not (await soon(task)).reused
+            await soon(second.over.wait())
+            assert (first.told, second.told) == (["fault"], ["head", "body", "end"])
+        assert len(peer.links) == 2
+
+    async def test_a_cancelled_waiter_leaves_no_trace(self) -> None:
+        peer = Peer(answer=lambda link: None)
+        async with serving(peer, connections_max=1) as pool:
+            first, last = Ear(), Ear()
+            await soon(pool.open(REQUEST, first))
+            gone = asyncio.create_task(pool.open(REQUEST, Ear()))
+            task = asyncio.create_task(pool.open(REQUEST, last))
+            await until(lambda: pool.waiting == 2)
+            gone.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await gone
+            assert pool.waiting == 1
+            peer.answer = lambda link: link.write(REPLY)
+            peer.links[0].write(REPLY)
+            await soon(task)
+            await soon(last.over.wait())
+            assert (pool.idle, pool.busy, pool.waiting) == (1, 0, 0)
+        assert (len(peer.links), peer.requests) == (1, 2)
+
+    @pytest.mark.parametrize("close", [False, True])
+    async def test_a_waiter_cancelled_with_the_place_in_its_hand(self, close: bool) -> None:
+        """The place was given to the waiter, and before its task could run somebody cancelled it."""
+        peer = Peer(answer=lambda link: None)
+        async with serving(peer, connections_max=1) as pool:
+            gone: asyncio.Task[Connection]
+
+            class Canceller(Ear):
+                def on_end(self) -> None:
+                    gone.cancel()
+
+                def on_fault(self, fault: UpstreamFault) -> None:
+                    gone.cancel()
+
+            await soon(pool.open(REQUEST, Canceller()))
+            gone = asyncio.create_task(pool.open(REQUEST, Ear()))
+            last = Ear()
+            task = asyncio.create_task(pool.open(REQUEST, last))
+            await until(lambda: pool.waiting == 2 and peer.links)
+            peer.answer = lambda link: link.write(REPLY)
+            if close:
+                peer.links[0].close()
+            else:
+                peer.links[0].write(REPLY)
+            with pytest.raises(asyncio.CancelledError):
+                await soon(gone)
+            await soon(task)
+            await soon(last.over.wait())
+            assert (pool.idle, pool.busy, pool.waiting) == (1, 0, 0)
+        assert len(peer.links) == 1 + close
+
+    async def test_cancelled_while_connecting(self) -> None:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=1)
+        clock = ManualClock()
+        dialing = asyncio.Event()
+
+        class Never:
+            async def connect(self, *args: object, **waits: object) -> None:
+                dialing.set()
+                await asyncio.Event().wait()
+
+        with listener:
+            pool = Pool(Origin(1), limits=PoolLimits(connections_max=1), dialer=Never(), clock=clock)
+            task = asyncio.create_task(pool.open(REQUEST, Ear()))
+            await soon(dialing.wait())
+            assert pool.busy == 1
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert pool.busy == 0
+            await pool.close()
+
+    async def test_refused(self) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        listener.close()
+        clock = ManualClock()
+        dialer = Dialer(Resolver(clock), tls=None, proxies=Proxies())
+        pool = Pool(Origin(port), limits=PoolLimits(), dialer=dialer, clock=clock)
+        ear = Ear()
+        with pytest.raises(UpstreamFault) as caught:
+            await soon(pool.open(REQUEST, ear))
+        assert (caught.value.kind, caught.value.sent, ear.told) == ("upstream_connect", False, [])
+        assert str(port) not in caught.value.message
+        assert "127.0.0.1" not in caught.value.message
+        assert pool.busy == 0
+        await pool.close()
+
+    async def test_closing_tells_everybody(self) -> None:
+        peer = Peer(answer=lambda link: None)
+        async with serving(peer, connections_max=1) as pool:
+            ear = Ear()
+            await soon(pool.open(REQUEST, ear))
+            task = asyncio.create_task(pool.open(REQUEST, Ear()))
+            await until(lambda: pool.waiting)
+            await soon(pool.close())
+            with pytest.raises(UpstreamFault, match="stopping"):
+                await task
+            with pytest.raises(UpstreamFault, match="stopping"):
+                await pool.open(REQUEST, Ear())
+            assert ear.told == ["fault"]
+            assert (pool.idle, pool.busy, pool.waiting) == (0, 0, 0)
+
+
+class TestAbort:
+    @pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 2", CHUNKED, CHUNKED + b"2\r\nok\r\n"])
+    async def test_the_provider_sees_it_within_100_ms_and_the_sink_hears_nothing(self, reply: bytes) -> None:
+        asked = asyncio.Event()
+
+        def answer(link: Link) -> None:
+            link.write(reply)
+            asked.set()
+
+        peer = Peer(answer=answer)
+        async with serving(peer) as pool:
+            ear = Ear()
+            connection = await soon(pool.open(REQUEST, ear))
+            await soon(asked.wait())
+            if reply.startswith(CHUNKED):
+                await soon(ear.head_came.wait())
+            told = list(ear.told)
+            at_s = time.monotonic()
+            connection.abort()
+            assert pool.busy == 0
+            await soon(peer.links[0].lost)
+            assert peer.links[0].lost_at_s - at_s < 0.1
+            connection.abort()  # twice is once
+            assert ear.told == told
+            assert (pool.idle, pool.busy) == (0, 0)
+
+    @pytest.mark.parametrize("when", ["on_head", "on_body"])
+    async def test_from_within_the_sink(self, when: str) -> None:
+        peer = Peer()
+        async with serving(peer) as pool:
+            ear = Ear()
+
+            def abort(*_: object) -> None:
+                ear.told.append(when)
+                connection.abort()
+
+            setattr(ear, when, abort)
+            connection = await soon(pool.open(REQUEST, ear))
+            await soon(peer.links[0].lost)
+            assert ear.told[-1] == when
+            assert (pool.idle, pool.busy) == (0, 0)
+
+    async def test_a_sink_that_raises_is_not_the_providers_fault(self) -> None:
+        peer = Peer()
+        complaints: list[BaseException] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context["exception"]))
+
+        class Broken(Ear):
+            def on_body(self, data: bytes) -> None:
+                raise ZeroDivisionError
+
+        async with serving(peer) as pool:
+            ear = await ask(pool, Broken())
+            assert ear.fault is not None
+            assert (ear.told, ear.fault.kind) == (["head", "fault"], "internal")
+            assert [type(error) for error in complaints] == [ZeroDivisionError]
+            assert (pool.idle, pool.busy) == (0, 0)
+
+
+# What the provider sends before it closes, what the sink hears, and the kind of its fault.
+BROKEN: list[tuple[bytes, list[str], str | None]] = [
+    (OK + b"Content-Length: 5\r\n\r\nok", ["head", "body", "fault"], "upstream_cut"),
+    (OK + b"Connection: close\r\nContent-Length: 5\r\n\r\nok", ["head", "body", "fault"], "upstream_cut"),
+    (CHUNKED + b"2\r\nok\r\n", ["head", "body", "fault"], "upstream_cut"),
+    (CHUNKED + b"5\r\nok", ["head", "body", "fault"], "upstream_cut"),
+    (OK + b"\r\nok", ["head", "body", "fault"], "upstream_cut"),
+    (OK + b"Content-", ["fault"], "upstream_cut"),
+    (b"HTTP/1.1 100 Continue\r\n\r\n", ["fault"], "upstream_cut"),
+    (OK + b"Connection: close\r\n\r\nok", ["head", "body", "end"], None),
+    (b"HTTP/1.0 200 OK\r\n\r\nok", ["head", "body", "end"], None),
+    (CHUNKED + b"ZZ\r\nok\r\n", ["head", "fault"], "upstream_garbage"),
+    (CHUNKED + b"2\r\nok\r\nZZ\r\n", ["head", "body", "fault"], "upstream_garbage"),
+    (b"SSH-2.0-OpenSSH_9\r\n", ["fault"], "upstream_garbage"),
+    (b"HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n", ["fault"], "upstream_garbage"),
+    (b"HTTP/1.1 103 X\r\n\r\n" * 11 + REPLY, ["fault"], "upstream_garbage"),
+    (OK + b"X: %b\r\n" % (b"v" * 1000) * 70, ["fault"], "upstream_garbage"),
+]
+
+
+class TestReply:
+    async def test_a_head_byte_by_byte(self) -> None:
+        reply = b"HTTP/1.1 103 X\r\n\r\n" + REPLY
+
+        async def drip(link: Link) -> None:
+            for i in range(len(reply)):
+                link.write(reply[i : i + 1])
+                await asyncio.sleep(0)
+
+        tasks: list[asyncio.Task[None]] = []
+        peer = Peer(answer=lambda link: tasks.append(asyncio.create_task(drip(link))))
+        async with serving(peer) as pool:
+            for _ in range(2):
+                ear = await ask(pool)
+                assert (ear.status, ear.headers, ear.body) == (200, [(b"content-length", b"2")], b"ok")
+        assert len(peer.links) == 1
+
+    async def test_chunks_that_came_together_are_told_together(self) -> None:
+        peer = Peer(answer=lambda link: link.write(CHUNKED + b"1\r\na\r\n2\r\nbc\r\n0\r\n\r\n"))
+        async with serving(peer) as pool:
+            ear = await ask(pool)
+            assert (ear.reads, ear.told) == ([b"abc"], ["head", "body", "end"])
+
+    async def test_the_lane_takes_whole_chunks_between_chunks_only(self) -> None:
+        peer = Peer(answer=lambda link: link.write(CHUNKED))
+        async with serving(peer) as pool:
+            ear, offered = Ear(), asyncio.Queue[bytes]()
+
+            def lane(data: bytes) -> bool:
+                offered.put_nowait(data)
+                return data.endswith(b"\r\n") and not data.startswith(b"0")
+
+            connection = await soon(pool.open(REQUEST, ear))
+            connection.lane = lane
+            await soon(ear.head_came.wait())
+            link = peer.links[0]
+            link.write(b"2\r\nab\r\n")
+            assert await soon(offered.get()) == b"2\r\nab\r\n"
+            link.write(b"2\r\nc")  # offered, not taken
+            assert await soon(offered.get()) == b"2\r\nc"
+            await soon(ear.body_came.wait())
+            ear.body_came.clear()
+            link.write(b"d\r\n")  # not offered: within a chunk
+            await soon(ear.body_came.wait())
+            assert ear.reads == [b"c", b"d"]
+            link.write(b"1\r\ne\r\n")
+            assert await soon(offered.get()) == b"1\r\ne\r\n"
+            link.write(b"0\r\n\r\n")
+            assert await soon(offered.get()) == b"0\r\n\r\n"
+            await soon(ear.over.wait())
+            assert (ear.body, ear.told, pool.idle) == (b"cd", ["head", "body", "end"], 1)
+            assert (connection.lane, connection.reused) == (None, False)
+            peer.answer = lambda link: link.write(REPLY)
+            assert (await ask(pool)).body == b"ok"
+
+    async def test_backpressure_holds_the_provider(self) -> None:
+        size = 64 * 1024 * 1024
+        peer = Peer(answer=lambda link: link.write(OK + b"Content-Length: %d\r\n\r\n" % size + bytes(size)))
+        async with serving(peer) as pool:
+
+            class Full(Ear):
+                def on_body(self, data: bytes) -> None:
+                    super().on_body(data)
+                    connection.pause()
+
+            ear = Full()
+            connection = await soon(pool.open(REQUEST, ear))
+            await soon(ear.body_came.wait())
+            link = peer.links[0]
+            for _ in range(20):
+                await asyncio.sleep(0)
+                assert len(ear.reads) == 1
+            assert link.transport.get_write_buffer_size() > 0
+            while not ear.over.is_set():
+                ear.body_came.clear()
+                connection.resume()
+                if not ear.over.is_set():
+                    await soon(ear.body_came.wait())
+            assert len(ear.body) == size
+            # Paused during its last read, and all the same fit for the next request.
+            peer.answer = lambda link: link.write(REPLY)
+            assert (await ask(pool)).body == b"ok"
+        assert len(peer.links) == 1
+
+    @pytest.mark.parametrize(("reply", "told", "kind"), BROKEN)
+    async def test_broken_promises(self, reply: bytes, told: list[str], kind: str | None) -> None:
+        def answer(link: Link) -> None:
+            link.write(reply)
+            link.close()
+
+        peer = Peer(answer=answer)
+        async with serving(peer) as pool:
+            ear = await ask(pool)
+            assert (ear.told, ear.fault.kind if ear.fault else None) == (told, kind)
+            assert ear.fault is None or ear.fault.status == ear.status
+            assert (pool.idle, pool.busy) == (0, 0)
+
+    @pytest.mark.parametrize(("reply", "told", "kind"), [row for row in BROKEN if row[2] != "upstream_garbage"])
+    async def test_a_reset_is_no_honest_end(self, reply: bytes, told: list[str], kind: str | None) -> None:
+        peer = Peer(answer=lambda link: link.write(reply))
+        async with serving(peer) as pool:
+            ear = Ear()
+            await soon(pool.open(REQUEST, ear))
+            await until(lambda: peer.requests and ("body" not in told or ear.body_came.is_set()))
+            peer.links[0].reset()
+            await soon(ear.over.wait())
+            assert ear.fault is not None
+            assert (ear.told, ear.fault.kind) == ([*told[:-1], "fault"], "upstream_cut")
+            assert (pool.idle, pool.busy) == (0, 0)
+
+    async def test_megabytes_of_head_end_at_the_bound(self) -> None:
+        async def bomb(link: Link) -> None:
+            link.write(OK)
+            for n in range(5000):
+                if link.transport.is_closing():
+                    return
+                link.write(b"X-%d: %b\r\n" % (n, b"v" * 1000))
+                await asyncio.sleep(0)
+
+        tasks: list[asyncio.Task[None]] = []
+        peer = Peer(answer=lambda link: tasks.append(asyncio.create_task(bomb(link))))
+        async with serving(peer) as pool:
+            ear = await ask(pool)
+            assert ear.fault is not None
+            assert (ear.told, ear.fault.kind) == (["fault"], "upstream_garbage")
+            await soon(tasks[0])
+
+    async def test_who_speaks_first_is_not_talked_to(self) -> None:
+        class Greeter(Link):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                super().connection_made(transport)
+                self.write(b"220 mail ready\r\n")
+
+        peer, clock = Peer(), ManualClock()
+        server = await asyncio.get_running_loop().create_server(lambda: Greeter(peer), "127.0.0.1", 0)
+        origin = Origin(server.sockets[0].getsockname()[1])
+        dialer = Dialer(Resolver(clock), tls=None, proxies=Proxies())
+        pool = Pool(origin, limits=PoolLimits(), dialer=dialer, clock=clock)
+        ear = Ear()
+        try:
+            await soon(pool.open(REQUEST, ear))
+            await soon(ear.over.wait())
+        except UpstreamFault as fault:  # the greeting was faster than our request
+            ear.on_fault(fault)
+        assert ear.fault is not None
+        assert (ear.told, ear.fault.kind) in ((["fault"], "upstream_garbage"), (["fault"], "upstream_connect"))
+        assert pool.busy == 0
+        await pool.close()
+        server.close()
+        await server.wait_closed()
+
+
+CASES = Path(__file__).parents[2] / "shared" / "cases" / "http1" / "upstream"
+
+# What the pool tells of each: status, what the sink hears last, fault kind, whether the connection is kept. Where the
+# case is about the body (HTML, SSE) framing is all that is judged here.
+VERDICTS: dict[str, tuple[int, str, str | None, bool]] = {
+    "bad-204": (204, "end", None, True),
+    "bad-302-ssrf": (302, "end", None, True),
+    "bad-chunk-size": (200, "fault", "upstream_garbage", False),
+    "bad-empty-close": (0, "fault", "upstream_cut", False),
+    "bad-header-bomb": (0, "fault", "upstream_garbage", False),
+    "bad-header-inject": (0, "fault", "upstream_garbage", False),
+    "bad-html-200": (200, "end", None, True),
+    "bad-not-http": (0, "fault", "upstream_garbage", False),
+    "bad-obs-fold": (0, "fault", "upstream_garbage", False),
+    "bad-rst": (200, "fault", "upstream_cut", False),
+    "bad-status-line": (0, "fault", "upstream_garbage", False),
+    "bad-two-cl": (0, "fault", "upstream_garbage", False),
+    "extra-bytes-after": (200, "end", None, False),
+    "hang-no-answer": (0, "nothing", None, False),
+    "ok-103-then-200": (200, "end", None, True),
+    "ok-close-delimited": (200, "end", None, False),
+    "ok-utf8-bom": (200, "end", None, True),
+    "sse-after-done": (200, "end", None, True),
+    "sse-bom": (200, "end", None, True),
+    "sse-close-mid": (200, "fault", "upstream_cut", False),
+    "sse-cr": (200, "end", None, True),
+    "sse-error-event": (200, "end", None, True),
+    "sse-error-first": (200, "end", None, True),
+    "sse-rst-mid": (200, "fault", "upstream_cut", False),
+    "sse-wrong-ctype": (200, "end", None, True),
+}
+
+
+def segments(case: dict[str, object]) -> list[bytes]:
+    """The bytes of a case; `parts` repeats a text with a running number."""
+    result = []
+    for segment in case["segments"]:  # type: ignore[attr-defined]
+        if "raw" in segment:
+            result.append(segment["raw"].encode(case["encoding"]))
+        for text, count in segment.get("parts", []):
+            result.append("".join(text.replace("{i}", str(n)) for n in range(count)).encode(str(case["encoding"])))
+    return result
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the shared corpus of broken replies is not here")
+@pytest.mark.parametrize("name", VERDICTS)
+async def test_the_corpus_of_broken_replies(name: str) -> None:
+    case = json.loads((CASES / f"{name}.json").read_text())
+    status, last, kind, kept = VERDICTS[name]
+    data = b"".join(segments(case))
+    ends = last == "fault" or name == "ok-close-delimited"
+
+    def answer(link: Link) -> None:
+        link.write(data)
+        if ends and not case.get("rst"):
+            link.close()
+
+    peer = Peer(answer=answer)
+    async with serving(peer) as pool:
+        ear = Ear()
+        connection = await soon(pool.open(REQUEST, ear))
+        if case.get("rst"):
+            await soon(ear.body_came.wait())
+            peer.links[0].reset()
+        if last == "nothing":
+            await until(lambda: peer.requests)
+            connection.abort()
+            await soon(peer.links[0].lost)
+            assert ear.told == []
+            return
+        await soon(ear.over.wait())
+        assert (ear.status, ear.told[-1], ear.fault.kind if ear.fault else None) == (status, last, kind)
+        assert (pool.idle == 1, pool.busy) == (kept, 0)
+        shown = ear.body + b"".join(name + b":" + value for name, value in ear.headers)
+        if name not in ("bad-302-ssrf", "sse-after-done"):  # those are for whoever reads the reply
+            assert not any(word.encode() in shown for word in case.get("forbid", []))
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the shared corpus of broken replies is not here")
+def test_the_corpus_is_covered() -> None:
+    assert {path.stem for path in CASES.glob("*.json")} == set(VERDICTS)
