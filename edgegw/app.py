@@ -65,7 +65,9 @@ class SystemClock:
 def serve(settings: Settings, read_again: Callable[[], Settings]) -> int:
     """Runs the gateway until it is stopped; the exit code."""
     logging.basicConfig(
-        stream=sys.stderr, level=os.environ.get("LOG_LEVEL", "INFO").upper(), format="%(levelname)s %(name)s: %(message)s"
+        stream=sys.stderr,
+        level=os.environ.get("LOG_LEVEL", "INFO").upper(),
+        format="%(levelname)s %(name)s: %(message)s",
     )
     return supervisor.run(plan(settings, read_again))
 
@@ -132,9 +134,7 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         in_flight_max=server_settings.in_flight_max,
     )
     server = build_server(loop, watch, gateway.serve, endpoints.gate, server_settings)
-    return Worker(
-        clock, watch, server, gateway, upstreams, limiter, channel, journal, server_settings.drain_timeout_s
-    )
+    return Worker(clock, watch, server, gateway, upstreams, limiter, channel, journal, server_settings.drain_timeout_s)
 
 
 def build_server(

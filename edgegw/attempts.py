@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from edgegw import retry
@@ -280,11 +280,12 @@ class Attempts:
         """What the attempt used: the provider's own count, else ours of what was seen of its answer, marked so."""
         attempt, estimator = current.attempt, self._estimator
         usage = attempt.usage
-        if usage is not None:
+        if usage is not None and attempt.finish_reason is not None:
             estimator.learn(exchange.tenant, attempt.target.model, ask.body, usage.input, usage.output)
         elif 200 <= leg.status < 300 and leg.events:
-            prompt = estimator.prompt_tokens(attempt.target.model, ask.body)
-            usage = attempt.usage = Usage(prompt, leg.events, estimated=True)
+            # Broken off: a usage that came before the end (Anthropic's message_start) is only that of the prompt.
+            seen = usage or Usage(estimator.prompt_tokens(attempt.target.model, ask.body))
+            usage = attempt.usage = replace(seen, output=max(seen.output, leg.events), estimated=True)
         if usage is not None:
             total = exchange.usage
             exchange.usage = usage if total is None else total + usage

@@ -283,7 +283,7 @@ class WorkerLink(Link):
     def __init__(self, loop: asyncio.AbstractEventLoop, client: ChannelClient) -> None:
         super().__init__(loop)
         self._client = client
-        self._patience = loop.call_later(HELLO_WITHIN_S, self.cut, "no answer to our hello")
+        self._patience = loop.call_later(HELLO_WITHIN_S, self._give_up)
         self.gone: asyncio.Future[None] = loop.create_future()
         self.ready = False  # stays True when the connection is lost: it had been
 
@@ -298,6 +298,11 @@ class WorkerLink(Link):
             self._client._link = self  # data may come before create_unix_connection has returned
             self.ready = True
         self._client._heard(message)
+
+    def _give_up(self) -> None:
+        """No answer to our hello: not logged, it happens once a second while the control process is stopped."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def lost(self) -> None:
         self._patience.cancel()

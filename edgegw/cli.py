@@ -168,7 +168,14 @@ def _database(config: str | None, db: str | None) -> Path:
 
 
 def _list(
-    table: Table, config: str | None, db: str | None, since: str | None, limit: int, as_json: bool, follow: bool, **wanted: str | None
+    table: Table,
+    config: str | None,
+    db: str | None,
+    since: str | None,
+    limit: int,
+    as_json: bool,
+    follow: bool,
+    **wanted: str | None,
 ) -> None:
     from edgegw import show
     from edgegw.ledger.listing import Filter, NoLedgerError

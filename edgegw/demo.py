@@ -69,7 +69,9 @@ def _started(port: int, folder: Path) -> Iterator[tuple[int, Path]]:
     port = port if port and _is_free(port) else _free_port()
     simulator, admin, state_dir = _free_port(), _free_port(), folder / "state"
     settings = folder / "edgegw.yaml"
-    settings.write_text(SETTINGS.format(port=port, admin=admin, state_dir=json.dumps(str(state_dir)), simulator=simulator))
+    settings.write_text(
+        SETTINGS.format(port=port, admin=admin, state_dir=json.dumps(str(state_dir)), simulator=simulator)
+    )
     log = folder / "log"
     program = [sys.executable, "-m", "edgegw"]
     commands = (

@@ -41,6 +41,9 @@ async def _serve(
     simulator = await server.start(
         host, port, seed=seed, rules=rules, latency_s=latency_s, pace_s=pace_s, tokens=tokens
     )
-    print(f"simulator on {simulator.url} (OpenAI at {simulator.url}/v1; help at {simulator.url}/simulator/help)", flush=True)
+    print(
+        f"simulator on {simulator.url} (OpenAI at {simulator.url}/v1; help at {simulator.url}/simulator/help)",
+        flush=True,
+    )
     await told_to_go.wait()
     await simulator.close()

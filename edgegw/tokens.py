@@ -10,6 +10,10 @@ Pure; nothing is parsed: a body is searched for attachments with `bytes.find`.
 from __future__ import annotations
 
 from math import ceil, exp
+from typing import TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 BYTES_PER_TOKEN = 4.0  # English text in OpenAI's and Anthropic's tokenizers, by their own rule of thumb
 BYTES_PER_TOKEN_MIN, BYTES_PER_TOKEN_MAX = 1.0, 16.0  # a token is at least a byte; escaped scripts reach 6 per letter
@@ -135,7 +139,7 @@ class TokenEstimator:
         self.output = OutputEstimator()
 
     def estimate(self, tenant: str, model: str, body: bytes, max_output_tokens: int | None, choices: int = 1) -> int:
-        """Tokens to reserve for a request: at least 1. `choices` answers are wanted (learned together, bounded each)."""
+        """Tokens to reserve for a request: at least 1. `choices` answers are wanted: bounded each, learned together."""
         asked_max = None if max_output_tokens is None else max(0, max_output_tokens) * max(1, choices)
         return max(1, self.prompt_tokens(model, body) + self.output.estimate(tenant, model, asked_max))
 
@@ -149,7 +153,7 @@ class TokenEstimator:
             self.prompt.learn(model, len(body), input_tokens)
 
 
-def _make_room(entries: dict[str, tuple[float, float]] | dict[tuple[str, str], tuple[float, int]]) -> None:
+def _make_room(entries: dict[K, V]) -> None:
     """Drops the entry that was not learned for longest (entries move to the end when they learn)."""
     if len(entries) >= ENTRIES_MAX:
-        del entries[next(iter(entries))]  # type: ignore[arg-type]
+        del entries[next(iter(entries))]

@@ -74,7 +74,7 @@ async def start_all(starts: Mapping[str, Start], mock: Contender, core: int, run
 async def _answers(contender: Contender) -> None:
     try:
         await plain.check(contender.port, WORKLOADS[0].asking.request, verbatim=contender.verbatim)
-    except (OSError, TimeoutError) as error:
+    except OSError as error:
         raise ContenderError(f"{contender.name} does not answer: {error}\n{contender.complaint()}") from error
 
 

@@ -20,6 +20,7 @@ from load.rounds import Stopwatch
 from load.wire import OPENAI_PATH, plain_body, request
 
 _STARTS = 5
+_FIRST_ANSWER_WITHIN_S = 20.0
 _FEW_REQUESTS = 10_000
 _MANY_REQUESTS = 50_000
 _VERY_MANY_REQUESTS = 200_000
@@ -76,13 +77,15 @@ async def _start_time(mock: Contender, core: int, run_dir: Path) -> Verdict:
 async def _first_answer(gateway: Contender) -> None:
     """The port may accept before anybody answers there (a supervisor listens for its workers), and an answer may be a
     refusal until all is in place: ask until it is one of the provider's."""
+    deadline = time.monotonic() + _FIRST_ANSWER_WITHIN_S
     while True:
         try:
-            await plain.check(gateway.port, _REQUEST, verbatim=gateway.verbatim)
+            async with asyncio.timeout(_FIRST_ANSWER_WITHIN_S):
+                await plain.check(gateway.port, _REQUEST, verbatim=gateway.verbatim)
             return
-        except OSError:
-            if gateway.process.poll() is not None:
-                raise ContenderError(f"the gateway ended:\n{gateway.complaint()}") from None
+        except OSError as error:  # TimeoutError is one
+            if gateway.process.poll() is not None or time.monotonic() > deadline:
+                raise ContenderError(f"the gateway gave no answer ({error}):\n{gateway.complaint()}") from error
             await asyncio.sleep(PORT_POLL_S)
 
 
@@ -95,9 +98,9 @@ async def _work(port: int, count: int) -> None:
 async def _memory(gateway: Contender, many: int) -> list[Verdict]:
     await _work(gateway.port, _FEW_REQUESTS)
     few = memory_of(gateway.pid)
-    idle_mib = await _idle_connections(gateway)
     await _work(gateway.port, many - _FEW_REQUESTS)
     lot = memory_of(gateway.pid)
+    idle_mib = await _idle_connections(gateway)
     return [
         Verdict(f"PSS of all processes after {_FEW_REQUESTS:,} requests", few.pss_mib, _PSS_MIB_MAX, " MiB"),
         Verdict(f"PSS of all processes after {many:,} requests", lot.pss_mib, _PSS_MIB_MAX, " MiB"),

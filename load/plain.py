@@ -12,12 +12,14 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from load.wire import ANSWER, message_end, says_close
 
 _STALL_S = 60.0  # a contender that answers nothing for so long has failed
 _WRK_REQUESTS = re.compile(r"(\d+) requests in")
 _WRK_BAD = re.compile(r"Non-2xx or 3xx responses: (\d+)")
+_WRKS_OWN = {"host", "content-length"}  # it writes these itself
 _WRK_SOCKET = re.compile(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)")
 
 
@@ -73,8 +75,7 @@ class _Connection(asyncio.Protocol):
         self._sent_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not of asyncio's classes
         self._next()
 
     def _next(self) -> None:
@@ -152,9 +153,8 @@ class IdleConnection(asyncio.Protocol):
         self.answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.write(self._request)
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         self._gathered += data
@@ -206,7 +206,7 @@ class Wrk:
         head, _, body = request.partition(b"\r\n\r\n")
         headers = [line.split(": ", 1) for line in head.decode().split("\r\n")[1:]]
         lines = ['wrk.method = "POST"', f"wrk.body = [==[{body.decode()}]==]"]
-        lines += [f'wrk.headers["{name}"] = "{value}"' for name, value in headers if name != "content-length"]
+        lines += [f'wrk.headers["{name}"] = "{value}"' for name, value in headers if name not in _WRKS_OWN]
         self._program = program
         self._script = run_dir / "plain.lua"
         self._script.write_text("\n".join(lines) + "\n")

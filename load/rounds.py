@@ -19,9 +19,9 @@ from load.wire import OPENAI_PATH
 from load.workloads import PLAIN_CONNECTIONS, STREAMS, Workload
 
 # After a run of plain requests a contender may still have work of it to do (the gateway writes its rows in batches).
-# The round is over when the tree has used less than 1 % of a core for half a second.
+# The round is over when the tree has used less than 2 % of a core for half a second.
 _QUIET_S = 0.5
-_QUIET_SHARE = 0.01
+_QUIET_SHARE = 0.02
 _QUIET_WITHIN_S = 6.0
 
 

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 from load.measure import percentile
 from load.wire import EVENTS_PER_STREAM, LAST_CHUNK, MARK
@@ -63,8 +64,7 @@ class _Stream(asyncio.Protocol):
         self._dropped = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not of asyncio's classes
         self._begin()
 
     def _begin(self) -> None:

@@ -223,7 +223,8 @@ class Gateway:
         return list(self.processes()["workers"].values())
 
     def control_pid(self) -> int:
-        return int(self.processes()["control"])
+        """0 while there is none."""
+        return self.processes()["control"] or 0
 
     def stop(self, within_s: float = _STOP_S) -> tuple[int, str]:
         return self.running.stop(within_s)
@@ -279,7 +280,7 @@ def start_gateway(directory: Path, settings: str | Settings, env: Mapping[str, s
     filled.setdefault("version", 1)
     filled["server"] = {"listen": listen, "admin": admin, "state_dir": str(state_dir), **filled.get("server", {})}
     file = directory / "edgegw.yaml"
-    file.write_text(yaml.safe_dump(filled, sort_keys=False), "utf-8")
+    file.write_text(json.dumps(filled, indent=2), "utf-8")  # JSON is YAML
     running = Running([*SERVE, "--config", str(file)], directory / "gateway.log", env or {})
     gateway = Gateway(running, f"http://{listen}", f"http://{admin}", state_dir, filled)
     try:

@@ -1,7 +1,7 @@
 """The official OpenAI SDK on the simulated provider itself and through the gateway: it must not see a difference.
 
-The traces of the first part run against all peers. The second part is what only the gateway does: its reply headers, its
-errors, and an Anthropic provider behind the same client.
+The traces of the first part run against all peers. The second part is what only the gateway does: its reply headers,
+its errors, and an Anthropic provider behind the same client.
 """
 
 from __future__ import annotations

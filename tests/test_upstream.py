@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+import trustme
 
 from edgegw.clock import ManualClock
 from edgegw.errors import UpstreamFault
-from edgegw.http.dial import Dialer, Proxies, Resolver
+from edgegw.http.dial import Dialer, Proxies, Resolver, tls_context
 from edgegw.http.response import Headers
 from edgegw.http.upstream import Pool, PoolLimits
 from edgegw.http.upstream_connection import Connection
@@ -140,6 +142,10 @@ async def until(truth: Callable[[], object]) -> None:
             await asyncio.sleep(0)
 
 
+def lane_of(connection: Connection) -> object:
+    return connection.lane
+
+
 async def ask(pool: Pool, ear: Ear | None = None) -> Ear:
     """One whole request and reply."""
     ear = ear or Ear()
@@ -159,12 +165,12 @@ async def serving(peer: Peer, clock: ManualClock | None = None, **limits: float)
         yield pool
     finally:
         await pool.close()
-        assert (pool.idle, pool.busy, pool.waiting) == (0, 0, 0)
         for link in peer.links:
             link.transport.abort()
             await soon(link.lost)
         server.close()
         await server.wait_closed()
+        assert (pool.idle, pool.busy, pool.waiting) == (0, 0, 0)
 
 
 class TestReuse:
@@ -392,12 +398,16 @@ class TestStaleConnection:
         class Slow(Dialer):
             calls = 0
             dialling = asyncio.Event()
+            cancelled = asyncio.Event()
 
             async def connect(self, *args: object, **waits: object) -> None:
                 self.calls += 1
                 if self.calls > 1:
                     self.dialling.set()
-                    await asyncio.Event().wait()
+                    try:
+                        await asyncio.Event().wait()
+                    finally:
+                        self.cancelled.set()
                 await super().connect(*args, **waits)  # type: ignore[arg-type]
 
         async with serving(peer) as pool:
@@ -410,6 +420,7 @@ class TestStaleConnection:
             await soon(slow.dialling.wait())
             assert pool.busy == 1
             connection.abort()
+            await soon(slow.cancelled.wait())
             assert (pool.busy, ear.told) == (0, [])
 
 
@@ -687,7 +698,7 @@ class TestReply:
             assert await soon(offered.get()) == b"0\r\n\r\n"
             await soon(ear.over.wait())
             assert (ear.body, ear.told, pool.idle) == (b"cd", ["head", "body", "end"], 1)
-            assert (connection.lane, connection.reused) == (None, False)
+            assert lane_of(connection) is None
             peer.answer = lambda link: link.write(REPLY)
             assert (await ask(pool)).body == b"ok"
 
@@ -786,6 +797,83 @@ class TestReply:
         await pool.close()
         server.close()
         await server.wait_closed()
+
+
+class TestTls:
+    """The same promises inside TLS, where closing has a ceremony of its own."""
+
+    @asynccontextmanager
+    async def serving(self, peer: Peer, clock: ManualClock) -> AsyncIterator[Pool]:
+        ca, context = trustme.CA(), tls_context()
+        ca.configure_trust(context)
+        server_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        ca.issue_cert("127.0.0.1").configure_cert(server_tls)
+        server = await asyncio.get_running_loop().create_server(lambda: Link(peer), "127.0.0.1", 0, ssl=server_tls)
+        origin = Origin(server.sockets[0].getsockname()[1], "https")
+        dialer = Dialer(Resolver(clock), tls=context, proxies=Proxies())
+        pool = Pool(origin, limits=PoolLimits(), dialer=dialer, clock=clock)
+        try:
+            yield pool
+        finally:
+            await soon(pool.close())
+            for link in peer.links:
+                link.transport.abort()
+                await soon(link.lost)
+            server.close()
+            await server.wait_closed()
+
+    async def test_reuse_then_a_stale_connection_then_old_age(self) -> None:
+        def answer(link: Link) -> None:
+            if link.number == 0 and link.requests == 3:
+                link.close()
+            else:
+                link.write(REPLY)
+
+        peer, clock = Peer(answer=answer), ManualClock()
+        async with self.serving(peer, clock) as pool:
+            for _ in range(3):
+                ear = await ask(pool)
+                assert (ear.status, ear.body, ear.told) == (200, b"ok", ["head", "body", "end"])
+            assert (len(peer.links), [link.requests for link in peer.links]) == (2, [3, 1])
+            clock.jump(100)
+            pool.sweep()
+            assert (pool.idle, pool.busy) == (0, 0)
+            await soon(peer.links[1].lost)
+
+    async def test_abort_is_seen_within_100_ms(self) -> None:
+        peer = Peer(answer=lambda link: link.write(CHUNKED + b"2\r\nok\r\n"))
+        async with self.serving(peer, ManualClock()) as pool:
+            ear = Ear()
+            connection = await soon(pool.open(REQUEST, ear))
+            await soon(ear.body_came.wait())
+            at_s = time.monotonic()
+            connection.abort()
+            await soon(peer.links[0].lost)
+            assert peer.links[0].lost_at_s - at_s < 0.1
+            assert (ear.told, pool.busy) == (["head", "body"], 0)
+
+    async def test_a_cut(self) -> None:
+        def answer(link: Link) -> None:
+            link.write(CHUNKED + b"2\r\nok\r\n")
+            link.close()
+
+        peer = Peer(answer=answer)
+        async with self.serving(peer, ManualClock()) as pool:
+            ear = await ask(pool)
+            assert ear.fault is not None
+            assert (ear.told, ear.fault.kind) == (["head", "body", "fault"], "upstream_cut")
+
+    async def test_closing_does_not_wait_for_a_goodbye(self) -> None:
+        """A provider that has stopped reading never answers our close_notify."""
+        peer, clock = Peer(), ManualClock()
+        async with self.serving(peer, clock) as pool:
+            await ask(pool)
+            peer.links[0].transport.pause_reading()
+            clock.jump(100)
+            pool.sweep()
+            at_s = time.monotonic()
+            await soon(pool.close())
+            assert time.monotonic() - at_s < 0.5
 
 
 CASES = Path(__file__).parents[2] / "shared" / "cases" / "http1" / "upstream"

@@ -110,8 +110,13 @@ def read_message(body: bytes, unwrap: str | None, mask: Mask = unmasked) -> Answ
     citations: list[Citation] = []
     for block in message.content:
         if block.type == "text":
+            start = sum(map(len, texts))
             texts.append(block.text or "")
-            citations += [found for entry in block.citations or () if (found := read_citation(entry)) is not None]
+            for entry in block.citations or ():
+                citation = read_citation(entry)
+                if citation is not None:
+                    citation.start, citation.end = start, start + len(texts[-1])
+                    citations.append(citation)
         elif block.type == "tool_use":
             arguments = _NO_ARGUMENTS if block.input == _EMPTY else block.input
             if block.name == unwrap:

@@ -87,7 +87,7 @@ class StreamReader(Protocol):
     def feed(self, data: bytes) -> bytes:
         """What the client gets for `data`: whole events only; b"" while one is incomplete, and after `done` or a fault.
 
-        Of a transparent stream the very object `data` comes back when it holds nothing but whole events that pass.
+        Of a transparent stream the very object `data` comes back when it holds exactly one whole event that passes.
         """
 
     def end(self) -> bytes:

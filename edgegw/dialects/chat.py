@@ -143,8 +143,12 @@ class Request:
 
 @dataclass(slots=True)
 class Citation:
+    """A page on the web. `start` and `end`: what part of the answer's text rests on it, in characters; 0 if unknown."""
+
     url: str
     title: str
+    start: int = 0
+    end: int = 0
 
 
 @dataclass(slots=True)

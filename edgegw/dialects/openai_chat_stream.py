@@ -113,18 +113,11 @@ class OpenAIChatStream:
         if len(raw_events) == 1:
             return self._pass(raw_events[0])
         passed = []
-        untouched = True
         for raw in raw_events:
-            out = self._pass(raw)
-            if out is not raw:
-                untouched = False
-            if out:
-                passed.append(out)
+            passed.append(self._pass(raw))
             if self._over():
-                untouched = False
                 break
-        joined = b"".join(passed)
-        return data if untouched and len(joined) == len(data) else joined
+        return b"".join(passed)
 
     def end(self) -> bytes:
         """A finish reason makes the reply complete even without [DONE]; a last event may lack its blank line."""

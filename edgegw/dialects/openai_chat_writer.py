@@ -151,7 +151,8 @@ def _id(id: str) -> str:
 
 
 def _annotation(citation: Citation) -> dict[str, Any]:
-    return {"type": "url_citation", "url_citation": {"url": citation.url, "title": citation.title}}
+    page = {"url": citation.url, "title": citation.title, "start_index": citation.start, "end_index": citation.end}
+    return {"type": "url_citation", "url_citation": page}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

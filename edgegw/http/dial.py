@@ -249,9 +249,11 @@ def _exempts(rule: str, host: str, ip: _Ip | None, port: int) -> bool:
     if rule == "*":
         return True
     try:
-        return ip is not None and ip in ipaddress.ip_network(rule.strip("[]"), strict=False)
+        network = ipaddress.ip_network(rule.strip("[]"), strict=False)
     except ValueError:
-        pass  # not an address or a network: a name, or something with a port
+        network = None
+    if network is not None:
+        return ip is not None and ip in network
     name, colon, digits = rule.rpartition(":")
     if colon and digits.isdigit():
         return int(digits) == port and _exempts(name, host, ip, port)

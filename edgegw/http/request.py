@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 
 from edgegw.errors import GatewayError
+from edgegw.http.chunked import too_large
 
 # RFC 9110 7.2: Host = uri-host [ ":" port ]; no user info, no list, no path.
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::[0-9]{0,5})?")
@@ -35,8 +36,6 @@ class RequestLimits:
     headers_max: int = 100
     target_bytes_max: int = 16 * 1024
     body_bytes_max: int = 20 * 1024 * 1024
-    trailer_bytes_max: int = 8 * 1024
-    chunk_overhead_bytes_max: int = 16 * 1024  # chunk extensions of a whole message (Go, CVE-2023-39326)
 
 
 @dataclass(slots=True)
@@ -104,10 +103,6 @@ def body_length(headers: dict[bytes, bytes], http_1_0: bool, body_bytes_max: int
     if size > body_bytes_max:
         raise too_large(body_bytes_max)
     return size
-
-
-def too_large(body_bytes_max: int) -> GatewayError:
-    return GatewayError("body_too_large", f"The request body is larger than the limit of {body_bytes_max} bytes.")
 
 
 def check_expect(headers: dict[bytes, bytes], http_1_0: bool) -> bool:

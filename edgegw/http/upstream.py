@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -250,8 +251,9 @@ class Pool:
             connection.refuse(UpstreamFault("upstream_cut", "The gateway is stopping."))
         if self._open:
             self._all_gone = asyncio.Event()
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._all_gone.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._all_gone.wait()
 
 
 def _busy(message: str) -> UpstreamFault:

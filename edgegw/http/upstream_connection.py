@@ -147,8 +147,10 @@ class Connection(asyncio.Protocol):
             self._close()
 
     def refuse(self, fault: UpstreamFault) -> None:
-        """Close now, whatever the state; a request in work ends with this fault."""
+        """Close now, whatever the state, without a goodbye; a request in work ends with this fault."""
         self._fail(fault)
+        if self._transport is not None:
+            self._transport.abort()  # retired before, and still waiting for the other side's goodbye
 
     def retire(self) -> None:
         """Close an idle connection, with a goodbye where that is the custom (TLS)."""

@@ -23,9 +23,11 @@ LIMIT_DEFAULT = 50
 # Rows that one look of `follow` hands out at most; the rest comes with the next look, at once.
 FOLLOW_ROWS_MAX = 1000
 BUSY_TIMEOUT_S = 5.0
-# A cell is not cut shorter than this to make a table fit; a narrower terminal wraps.
-CELL_WIDTH_MIN = 6
+# To make a table fit, names are first cut to the fair width, then columns are left out, then everything is cut to the
+# least width; a terminal that is narrower still wraps.
 CELL_WIDTH_MAX = 48
+CELL_WIDTH_FAIR = 18
+CELL_WIDTH_MIN = 6
 
 
 class NoLedgerError(Exception):
@@ -121,12 +123,13 @@ def json_lines(rows: Iterable[Row]) -> Iterator[str]:
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of a table: its title, and how a row's cell looks. Columns with the highest `rank` are the first to be
-    left out when a terminal is narrow."""
+    left out when a terminal is narrow; one that is `whole` is of no use when cut."""
 
     title: str
     cell: Callable[[Row], str]
     rank: int = 0
     right: bool = False
+    whole: bool = False
 
 
 def duration(us: object) -> str:
@@ -170,7 +173,7 @@ def _target(row: Row) -> str:
 
 COLUMNS: dict[Table, tuple[Column, ...]] = {
     "requests": (
-        Column("TIME (UTC)", lambda row: moment(row["started_ns"])),
+        Column("TIME (UTC)", lambda row: moment(row["started_ns"]), whole=True),
         Column("TENANT", _text("tenant"), 1),
         Column("USE CASE", _text("use_case"), 4),
         Column("ROUTE", _text("route"), 7),
@@ -184,11 +187,11 @@ COLUMNS: dict[Table, tuple[Column, ...]] = {
         Column("FIRST", _time("first_byte_us"), 6, right=True),
         Column("TOOK", _time("duration_us"), right=True),
         Column("OURS", _time("overhead_us"), 6, right=True),
-        Column("ID", _text("id"), 8),
+        Column("ID", _text("id"), 8, whole=True),
     ),
     "provider_attempts": (
-        Column("TIME (UTC)", lambda row: moment(row["started_ns"])),
-        Column("REQUEST", _text("request_id"), 5),
+        Column("TIME (UTC)", lambda row: moment(row["started_ns"]), whole=True),
+        Column("REQUEST", _text("request_id"), 5, whole=True),
         Column("#", _text("number"), right=True),
         Column("KIND", _text("kind")),
         Column("TARGET", _target),
@@ -235,12 +238,26 @@ def layout(table: Table, rows: Sequence[Row], width: int) -> Layout:
         min(CELL_WIDTH_MAX, max(len(text) for text in (column.title, *texts)))
         for column, texts in zip(columns, cells, strict=True)
     ]
-    while width and _total(widths) > width and any(column.rank for column in columns):
+    while width and _total(_fair(columns, widths)) > width and any(column.rank for column in columns):
         worst = max(range(len(columns)), key=lambda index: (columns[index].rank, index))
         del columns[worst], widths[worst]
-    while width and _total(widths) > width and max(widths) > CELL_WIDTH_MIN:
-        widths[widths.index(max(widths))] -= 1
+    if width:
+        _shrink(widths, _fair(columns, widths), width)
+        _shrink(widths, [min(each, CELL_WIDTH_MIN) for each in widths], width)
     return Layout(columns, widths)
+
+
+def _fair(columns: Sequence[Column], widths: Sequence[int]) -> list[int]:
+    return [each if column.whole else min(each, CELL_WIDTH_FAIR) for column, each in zip(columns, widths, strict=True)]
+
+
+def _shrink(widths: list[int], least: Sequence[int], width: int) -> None:
+    """Take from the widest, one by one, until the table fits or each column has its least width."""
+    while _total(widths) > width:
+        room = [(each, index) for index, each in enumerate(widths) if each > least[index]]
+        if not room:
+            return
+        widths[max(room)[1]] -= 1
 
 
 def table(name: Table, rows: Sequence[Row], width: int = 0) -> Iterator[str]:

@@ -37,7 +37,8 @@ _OpenState = tuple[Begin, Begin | Try | None, AttemptRecord | None]
 class SqliteStore:
     """A Store (store.py) in one SQLite file, which is made, with its tables, when it is first used.
 
-    `pages_max` bounds the size of the file (0: unbounded); what does not fit is a StoreError until there is room.
+    `pages_max` bounds the size of the file (0: unbounded); what does not fit is a StoreError. It is looked at when a
+    connection is made, so after an error.
     """
 
     def __init__(self, path: Path, known: tuple[Migration, ...], clock: Clock, *, pages_max: int = 0) -> None:

@@ -27,7 +27,7 @@ class Bucket:
     def __init__(self, limit: int, now_s: float, level: int | None = None) -> None:
         self.limit = limit
         self._level = (limit if level is None else min(level, limit)) * PARTS
-        self._stamp_us = int(now_s * MICROS_PER_S)
+        self._stamp_us = round(now_s * MICROS_PER_S)
 
     def level(self, now_s: float) -> int:
         """Whole tokens that are there (a debt: whole tokens that are missing, as a negative number)."""
@@ -74,11 +74,11 @@ class Bucket:
             return now_s
         if tokens > self.limit or self.limit == 0:
             return inf
-        wait_us = -(-missing // self.limit) + 1  # + 1: seconds as a float may fall short of the microsecond
+        wait_us = -(-missing // self.limit)
         return (self._stamp_us + wait_us) / MICROS_PER_S
 
     def _refill(self, now_s: float) -> int:
-        now_us = int(now_s * MICROS_PER_S)
+        now_us = round(now_s * MICROS_PER_S)
         elapsed_us = now_us - self._stamp_us
         if elapsed_us > 0:
             self._stamp_us = now_us

@@ -43,11 +43,11 @@ _KIND_OF_STATUS = {
     529: "upstream_overloaded",
 }
 # Statuses where the provider's own words tell more than the number.
-_WORDS_COUNT = frozenset({400, 402, 403, 429}) | frozenset(range(500, 600))
+_WORDS_COUNT = frozenset({400, 429}) | frozenset(range(500, 600))
 _RETRYABLE_WHEN_TOLD = frozenset({"upstream_refused"})
 _STATUSES_WITH_RETRY_AFTER = frozenset({408, 409, 429, 503, 529})
-# "Do not retry" (x-should-retry: false) as a time to stay away: longer than any retry policy waits.
-STAY_AWAY_S = 3600.0
+# "Do not retry" (x-should-retry: false) as a time to stay away: longer than a retry policy waits, and no bad advice.
+STAY_AWAY_S = 60.0
 
 # What a client is told when the provider gave no message that can be shown.
 _MESSAGES = {
@@ -137,7 +137,7 @@ class Provider(ABC):
         """What a reply that is no answer means. `headers` have lower-case names; `wall_s` is Unix time, for dates."""
         body = self.masked(body[:ERROR_BODY_BYTES_MAX])
         error, well_formed = self._error_in(body)
-        words = error_words(error)
+        words = self._words(error)
         kind = self._kind(status, words)
         asked_s = retry_after_s(headers, wall_s) if status in _STATUSES_WITH_RETRY_AFTER else None
         told = dict(headers).get(b"x-should-retry")
@@ -157,6 +157,10 @@ class Provider(ABC):
             body=body,
             verbatim=well_formed and "message" in words,
         )
+
+    def _words(self, error: object) -> dict[str, str]:
+        """`message`, `type`, `code` and `param` of an `error` value."""
+        return error_words(error)
 
     def _kind(self, status: int, words: dict[str, str]) -> str:
         if not 400 <= status < 600:

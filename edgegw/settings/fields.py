@@ -128,7 +128,7 @@ TIMEOUTS = Section(
         Field("tls", "tls_s", _WAIT, "Until the TLS handshake is done."),
         Field("first_byte", "first_byte_s", _WAIT, "From the request sent to the first byte of the reply."),
         Field("idle", "idle_s", _WAIT, "Between two pieces of a reply."),
-        Field("pool", "pool_s", _WAIT, "For a free connection, when connections_max are busy."),
+        Field("pool", "pool_s", _WAIT, "The wait for a free connection, when connections_max are busy."),
     ),
     Timeouts,
 )
@@ -149,7 +149,10 @@ PROVIDER = Section(
         Field("timeouts", "timeouts", TIMEOUTS, "How long it may take, step by step."),
         Field("connections_max", "connections_max", _COUNT, "Open connections to it, per worker."),
         Field(
-            "keep_alive", "keep_alive_s", _WAIT, "An idle connection is kept this long; less than the provider does."
+            "keep_alive",
+            "keep_alive_s",
+            _WAIT,
+            "How long an idle connection is kept; shorter than the provider keeps it.",
         ),
         Field(
             "headers",
@@ -168,28 +171,55 @@ SERVER = Section(
         Field("listen", "listen", addresses.address(), "Where clients are served."),
         Field("admin", "admin", addresses.address(), "Where probes and metrics are served."),
         Field("workers", "workers", values.processes(512), "Worker processes; auto is one per CPU."),
-        Field("state_dir", "state_dir", values.matching(r"[^\x00]{1,4096}", "a path"), "For journal, rows, sockets."),
         Field(
-            "drain_timeout", "drain_timeout_s", values.duration("0s", "24h"), "For open requests, when told to stop."
+            "state_dir",
+            "state_dir",
+            values.matching(r"[^\x00]{1,4096}", "a path"),
+            "Where journal, rows and sockets are kept.",
+        ),
+        Field(
+            "drain_timeout",
+            "drain_timeout_s",
+            values.duration("0s", "24h"),
+            "How long open requests may go on, once told to stop.",
         ),
         Field("body_max", "body_bytes_max", values.size("1KiB", "1GiB"), "Bytes of a request body; more is a 413."),
         Field("head_max", "head_bytes_max", values.size("1KiB", "1MiB"), "Request line and headers; more is a 431."),
         Field("headers_max", "headers_max", values.whole(10, 10_000), "Header fields of a request; more is a 431."),
         Field("target_max", "target_bytes_max", values.size("256B", "1MiB"), "The request's path; more is a 414."),
         Field("head_timeout", "head_timeout_s", _WAIT, "From the first byte of a request to the end of its headers."),
-        Field("body_timeout", "body_timeout_s", _WAIT, "Without a byte of the body."),
-        Field("keep_alive_timeout", "keep_alive_timeout_s", _WAIT, "An idle connection; more than a load balancer's."),
-        Field("requests_per_connection_max", "requests_per_connection_max", _COUNT, "Then the connection is closed."),
+        Field("body_timeout", "body_timeout_s", _WAIT, "The longest wait for the next byte of a body."),
+        Field(
+            "keep_alive_timeout",
+            "keep_alive_timeout_s",
+            _WAIT,
+            "How long a connection may idle; longer than at the load balancer before it.",
+        ),
+        Field(
+            "requests_per_connection_max",
+            "requests_per_connection_max",
+            _COUNT,
+            "After so many, a connection is closed.",
+        ),
         Field("in_flight_max", "in_flight_max", _COUNT, "Requests at once, per worker; more is a 503."),
-        Field("total_timeout", "total_timeout_s", _WAIT, "A whole request, all attempts included."),
-        Field("client_stall_timeout", "client_stall_timeout_s", _WAIT, "For a client that reads nothing."),
+        Field("total_timeout", "total_timeout_s", _WAIT, "The longest a request may take, all attempts included."),
+        Field(
+            "client_stall_timeout", "client_stall_timeout_s", _WAIT, "How long a client may read nothing of its stream."
+        ),
     ),
     ServerSettings,
 )
 
 LIMITS = Section(
     LimitSettings,
-    (Field("tokens_per_minute", "tokens_per_minute", values.whole(1, 10**12), "Tokens of a tenant, in and out."),),
+    (
+        Field(
+            "tokens_per_minute",
+            "tokens_per_minute",
+            values.whole(1, 10**12),
+            "Tokens a tenant may use, input and output together.",
+        ),
+    ),
     LimitSettings,
 )
 
@@ -216,7 +246,12 @@ ROOT = Section(
     Settings,
     (
         Field(
-            "version", "version", values.version(1), "Of this format: 1.", required=True, hint="begin with version: 1"
+            "version",
+            "version",
+            values.version(1),
+            "The version of this format: 1.",
+            required=True,
+            hint="begin with version: 1",
         ),
         Field("server", "server", SERVER, "The side that faces clients."),
         Field(

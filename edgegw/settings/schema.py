@@ -33,10 +33,10 @@ def schema() -> dict[str, Any]:
 
 
 def default(section: Section, field: Field) -> Any:
-    """What a field is when the file does not say: a value as in the file, a text where it has a unit; None when it has
-    none, or is a section."""
+    """What a field is when the file does not say, as it would stand in the file: a text where it has a unit. None for
+    a section, and for a field without a default or that has to be there."""
     value = _defaults(section.shape).get(field.attribute)
-    if value is None or not isinstance(field.spec, Kind):
+    if value is None or field.required or not isinstance(field.spec, Kind):
         return None
     return value if isinstance(value, int) and field.spec.show is str else field.spec.show(value)
 
@@ -79,6 +79,7 @@ def _spec(spec: Spec, *, optional: bool) -> dict[str, Any]:
                 "type": "object",
                 "propertyNames": spec.name.schema,
                 "additionalProperties": _spec(spec.item, optional=False),
+                **({} if optional else {"minProperties": 1}),
             }
         case Several():
             document = {"type": "array", "minItems": 1, "items": _spec(spec.item, optional=False)}

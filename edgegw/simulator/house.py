@@ -85,17 +85,15 @@ class House:
     def _play(self, wire: Wire, path: str, headers: dict[str, str], body: bytes) -> Scene:
         number = self._number
         stamp = mark(self._seed, number)
-        model = OTHER
         try:
             wire.authorize(headers)
             question = wire.read(body)
-            model = question.model
-            behaviour = self._behaviour(Asked(model, path, question.stream, headers), number)
+            behaviour = self._behaviour(Asked(question.model, path, question.stream, headers), number)
         except RefusalError as error:
             self.stats.refused += 1
-            self.stats.arrived(path, model, headers, body)
+            self.stats.arrived(path, _model_of(body), headers, body)
             return refusal(wire, error, stamp)
-        self.stats.arrived(path, model, headers, body)
+        self.stats.arrived(path, question.model, headers, body)
         return stage(wire, question, self._author.answer(question, behaviour.tokens), behaviour, stamp)
 
     def _behaviour(self, asked: Asked, number: int) -> Behaviour:
@@ -118,6 +116,18 @@ class House:
         self._counted.clear()
         self._number = 0
         return _json(200, {"reset": True})
+
+
+class _Named(msgspec.Struct):
+    model: str = OTHER
+
+
+def _model_of(body: bytes) -> str:
+    """The model of a request that was refused, for the counters."""
+    try:
+        return msgspec.json.decode(body, type=_Named).model
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return OTHER
 
 
 def _json(status: int, value: Any) -> Scene:

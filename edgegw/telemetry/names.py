@@ -1,0 +1,97 @@
+"""The names of our metrics: prefix, unit, labels and what each one means, in one table for all who expose or read them.
+
+Nothing but values. Names follow Prometheus' conventions (base units, `_total` for counters); dashboards and alerts are
+written against this table. The `gen_ai.*` names of OpenTelemetry get a table of their own beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    name: str
+    type: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+REQUESTS = Family(
+    "edgegw_requests_total",
+    "counter",
+    "Requests that have ended, by the route taken, how they ended, and the HTTP status the client was told.",
+    ("route", "state", "status"),
+)
+REQUEST_DURATION = Family(
+    "edgegw_request_duration_seconds",
+    "histogram",
+    "From a request's head to the last byte of its reply.",
+    ("stream",),
+)
+OVERHEAD = Family(
+    "edgegw_gateway_overhead_seconds",
+    "histogram",
+    "The gateway's own share of a request's duration: all of it but the time spent waiting for providers.",
+)
+ATTEMPTS = Family(
+    "edgegw_attempts_total",
+    "counter",
+    "Attempts at providers that have ended; kind is primary, retry or fallback, outcome is ok or the kind of error.",
+    ("provider", "model", "kind", "outcome"),
+)
+RETRIES = Family(
+    "edgegw_retries_total",
+    "counter",
+    "Attempts made at the same target again, by the error that led to them.",
+    ("provider", "model", "reason"),
+)
+FALLBACKS = Family(
+    "edgegw_fallbacks_total",
+    "counter",
+    "Attempts made at a further target of a route, by the error that led to them.",
+    ("provider", "model", "reason"),
+)
+TOKENS = Family(
+    "edgegw_tokens_total",
+    "counter",
+    "Tokens as the provider counted them; input includes cached and cache_write, output includes reasoning.",
+    ("provider", "model", "type"),
+)
+FIRST_TOKEN = Family(
+    "edgegw_time_to_first_token_seconds",
+    "histogram",
+    "From the start of an attempt to the first content of its reply.",
+    ("provider", "model"),
+)
+BUILD_INFO = Family("edgegw_build_info", "gauge", "Always 1; the label tells the version.", ("version",))
+
+LEDGER_LAG = Family("edgegw_ledger_lag_seconds", "gauge", "Age of the oldest record that is not in the database yet.")
+LEDGER_ROWS = Family("edgegw_ledger_rows_total", "counter", "Rows written since the control process started.")
+LEDGER_ERRORS = Family("edgegw_ledger_errors_total", "counter", "Batches that the database refused and that were kept.")
+LEDGER_INTERRUPTED = Family(
+    "edgegw_ledger_interrupted_total", "counter", "Requests closed in the books because their worker had died."
+)
+
+# What a worker calls its gauges in its vitals, and what they are called outside; `worker` is its slot. A gauge that is
+# not in here is exposed all the same, as edgegw_worker_NAME.
+WORKER_LABELS = ("worker",)
+WORKER_GAUGES: dict[str, Family] = {
+    gauge: Family(name, "gauge", text, WORKER_LABELS)
+    for gauge, name, text in (
+        ("in_flight", "edgegw_in_flight_requests", "Requests being served now."),
+        ("client_connections", "edgegw_client_connections", "Open connections of clients."),
+        ("upstream_busy", "edgegw_upstream_connections_busy", "Connections to providers with a request on them."),
+        ("upstream_idle", "edgegw_upstream_connections_idle", "Connections to providers kept for the next request."),
+        ("upstream_waiting", "edgegw_upstream_waiting", "Requests waiting for a connection to a provider."),
+        ("breakers_open", "edgegw_breakers_open", "Targets that are not asked because they kept failing."),
+        ("loop_lag_seconds", "edgegw_loop_lag_seconds", "How late the worker's event loop was when last measured."),
+        ("resident_bytes", "edgegw_worker_resident_memory_bytes", "Resident memory of the worker."),
+        ("limits_degraded", "edgegw_limits_degraded", "1 while limits are kept without the authority, else 0."),
+        ("journal_full", "edgegw_journal_full", "1 while the journal has no room and requests are refused, else 0."),
+        ("journal_bytes", "edgegw_journal_bytes", "Bytes of the journal that are on disk."),
+    )
+}
+WORKER_GAUGE_PREFIX = "edgegw_worker_"
+WORKER_GAUGE_HELP = "A gauge of a worker."

@@ -1,0 +1,422 @@
+"""OpenAI Chat requests as Anthropic Messages: turns, tools, thinking, sampling, answers in JSON, what is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from edgegw.dialects import openai_chat
+from edgegw.dialects.anthropic_request import JSON_TOOL, Capabilities, Written, write
+from edgegw.dialects.openai_chat_request import to_neutral, wants_json_of_a_schema
+from edgegw.errors import GatewayError
+
+OLD = Capabilities(max_output_tokens=64000, thinking=("budget", "disabled"))
+NEW = Capabilities(
+    max_output_tokens=128000,
+    sampling=False,
+    thinking=("adaptive", "disabled"),
+    efforts=("low", "medium", "high", "xhigh", "max"),
+    mid_system=True,
+    structured_outputs=True,
+)
+BARE = Capabilities(max_output_tokens=4096)
+
+USER = {"role": "user", "content": "hi"}
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+RESULT = {"role": "tool", "tool_call_id": "c1", "content": "done"}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+
+
+def written(capabilities: Capabilities = OLD, /, **fields: Any) -> Written:
+    ask = openai_chat.read(json.dumps({"messages": [USER], **fields}).encode())
+    return write(to_neutral(ask), "claude", capabilities)
+
+
+def sent(capabilities: Capabilities = OLD, /, **fields: Any) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(written(capabilities, **fields).body)
+    return body
+
+
+def text(*texts: str) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": each} for each in texts]
+
+
+def test_the_smallest_request() -> None:
+    assert sent() == {"model": "claude", "max_tokens": 64000, "messages": [{"role": "user", "content": text("hi")}]}
+    assert sent(max_tokens=5)["max_tokens"] == 5
+    assert sent(max_tokens=5, max_completion_tokens=7, stream=True)["max_tokens"] == 7
+    assert sent(stream=True)["stream"] is True
+
+
+# -- turns --
+
+SYSTEM = {"role": "system", "content": "s"}
+TURNS = [
+    ([SYSTEM, {"role": "developer", "content": "d"}, USER], text("s", "d"), [("user", text("hi"))]),
+    ([USER, {"role": "user", "content": [{"type": "text", "text": "you"}]}], None, [("user", text("hi", "you"))]),
+    ([USER, {"role": "assistant", "content": "a"}, {"role": "user", "content": " \n"}, USER], None,
+     [("user", text("hi")), ("assistant", text("a")), ("user", text("hi"))]),
+    ([USER, {"role": "assistant", "content": ""}, USER], None, [("user", text("hi", "hi"))]),
+    ([USER, {"role": "assistant", "content": None, "refusal": "no"}], None,
+     [("user", text("hi")), ("assistant", text("no"))]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("messages", "system", "turns"), TURNS)
+def test_turns(messages: list[Any], system: Any, turns: list[Any]) -> None:
+    body = sent(messages=messages)
+    assert body.get("system") == system
+    assert [(message["role"], message["content"]) for message in body["messages"]] == turns
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "messages", "roles"),
+    [
+        (NEW, [USER, SYSTEM], ["user", "system"]),
+        (
+            NEW,
+            [USER, SYSTEM, SYSTEM, {"role": "assistant", "content": "a"}, USER],
+            ["user", "system", "assistant", "user"],
+        ),
+        (NEW, [USER, SYSTEM, USER], ["user"]),
+        (NEW, [USER, {"role": "assistant", "content": "a"}, SYSTEM, USER], ["user", "assistant", "user"]),
+        (OLD, [USER, SYSTEM], ["user"]),
+    ],
+)
+def test_a_later_system_message_stays_where_the_model_takes_it(
+    capabilities: Capabilities, messages: list[Any], roles: list[str]
+) -> None:
+    body = sent(capabilities, messages=messages)
+    assert [message["role"] for message in body["messages"]] == roles
+    texts = [block["text"] for message in body["messages"] for block in message["content"]]
+    assert texts == [message["content"] for message in messages]
+
+
+def test_tool_calls_and_results() -> None:
+    parallel = {**CALLING, "content": "wait", "tool_calls": [CALL, {**CALL, "id": "c 2", "function": {"name": "g"}}]}
+    other = {"role": "tool", "tool_call_id": "c 2", "content": [{"type": "text", "text": "x"}]}
+    body = sent(messages=[USER, parallel, RESULT, other, USER])
+    assert body["messages"][1:] == [
+        {
+            "role": "assistant",
+            "content": [
+                *text("wait"),
+                {"type": "tool_use", "id": "c1", "name": "f", "input": {"a": 1}},
+                {"type": "tool_use", "id": "c_2", "name": "g", "input": {}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "c1", "content": text("done")},
+                {"type": "tool_result", "tool_use_id": "c_2", "content": text("x")},
+                *text("hi"),
+            ],
+        },
+    ]
+
+
+def test_ids_that_become_alike_stay_different() -> None:
+    calls = [{**CALL, "id": id} for id in ("a b", "a.b")]
+    results = [{**RESULT, "tool_call_id": id} for id in ("a b", "a.b")]
+    messages = sent(messages=[USER, {**CALLING, "tool_calls": calls}, *results])["messages"]
+    ids = [block["id"] for block in messages[1]["content"]]
+    assert len(set(ids)) == 2
+    assert ids == [block["tool_use_id"] for block in messages[2]["content"]]
+
+
+def test_thinking_of_earlier_answers_goes_back_first_and_exactly() -> None:
+    details = [
+        {"type": "reasoning.text", "text": "hm ", "signature": "sig=", "index": 0},
+        {"type": "reasoning.encrypted", "data": "xyz", "index": 1},
+        {"type": "reasoning.text", "text": "unsigned"},
+    ]
+    blocks = [
+        {"type": "thinking", "thinking": "hm ", "signature": "sig="},
+        {"type": "redacted_thinking", "data": "xyz"},
+        *text("a"),
+    ]
+    for history in ({"reasoning_details": details}, {"thinking_blocks": [*blocks[:2], {"type": "thinking"}]}):
+        message = {"role": "assistant", "content": "a", **history}
+        assert sent(messages=[USER, message, USER])["messages"][1]["content"] == blocks
+
+
+PNG = {"type": "image_url", "image_url": {"url": "data:image/JPG;base64,AAAA", "detail": "low"}}
+WEB = {"type": "image_url", "image_url": {"url": "https://x/y.png"}}
+PDF = {"type": "file", "file": {"file_data": "data:application/pdf;base64,AAAA", "filename": "a.pdf"}}
+NOTE = {"type": "file", "file": {"file_data": "data:text/plain;base64,aGk=", "filename": "a.txt"}}
+
+
+def test_images_and_files() -> None:
+    assert sent(messages=[{"role": "user", "content": [PNG, WEB, PDF, NOTE]}])["messages"][0]["content"] == [
+        {"type": "image", "source": {"type": "base64", "media_type": "image/jpeg", "data": "AAAA"}},
+        {"type": "image", "source": {"type": "url", "url": "https://x/y.png"}},
+        {
+            "type": "document",
+            "source": {"type": "base64", "media_type": "application/pdf", "data": "AAAA"},
+            "title": "a.pdf",
+        },
+        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "hi"}, "title": "a.txt"},
+    ]
+
+
+def test_cache_breakpoints_are_kept_and_the_last_four_win() -> None:
+    mark = {"prompt_cache_breakpoint": {"mode": "explicit", "ttl": "12h"}}
+    parts = [{"type": "text", "text": str(n), "cache_control": {"type": "ephemeral"}} for n in range(4)]
+    body = sent(messages=[{"role": "user", "content": [{**PNG, **mark}, *parts, {**parts[0], **mark}]}])
+    marks = [block.get("cache_control") for block in body["messages"][0]["content"]]
+    assert marks == [None, None, *[{"type": "ephemeral"}] * 4]
+    body = sent(messages=[{"role": "user", "content": [{**PNG, **mark}]}])
+    assert body["messages"][0]["content"][0]["cache_control"] == {"type": "ephemeral", "ttl": "1h"}
+
+
+# -- tools --
+
+
+def test_tools_keep_their_schemas_verbatim() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"x": {"$ref": "#/$defs/y"}},
+        "$defs": {"y": {}},
+        "additionalProperties": 1,
+    }
+    tools = [
+        {"type": "function", "function": {"name": "a", "description": "d", "parameters": schema, "strict": True}},
+        {"type": "function", "function": {"name": "b", "parameters": {"properties": {}}}},
+        {"type": "function", "function": {"name": "c"}},
+    ]
+    assert sent(NEW, tools=tools)["tools"] == [
+        {"name": "a", "input_schema": schema, "description": "d"},
+        {"name": "b", "input_schema": {"type": "object", "properties": {}}},
+        {"name": "c", "input_schema": {"type": "object", "properties": {}}},
+    ]
+
+
+def test_strict_tools_where_the_model_can_be_held_to_them() -> None:
+    schema = {"type": "object", "properties": {}, "additionalProperties": False}
+    tools = [{"type": "function", "function": {"name": "a", "parameters": schema, "strict": True}}]
+    assert sent(NEW, tools=tools)["tools"][0].get("strict") is True
+    assert "strict" not in sent(OLD, tools=tools)["tools"][0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "choice"),
+    [
+        ({}, None),
+        ({"tool_choice": "auto"}, {"type": "auto"}),
+        ({"tool_choice": "none"}, {"type": "none"}),
+        ({"tool_choice": "required"}, {"type": "any"}),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, {"type": "tool", "name": "f"}),
+        ({"parallel_tool_calls": False}, {"type": "auto", "disable_parallel_tool_use": True}),
+        ({"parallel_tool_calls": False, "tool_choice": "required"}, {"type": "any", "disable_parallel_tool_use": True}),
+        ({"parallel_tool_calls": False, "tool_choice": "none"}, {"type": "none"}),
+    ],
+)
+def test_tool_choice(fields: dict[str, Any], choice: Any) -> None:
+    assert sent(tools=[TOOL], **fields).get("tool_choice") == choice
+
+
+def test_a_tool_choice_without_tools_is_not_sent() -> None:
+    assert "tool_choice" not in sent(tool_choice="auto", parallel_tool_calls=False)
+
+
+def test_allowed_tools_narrow_the_list() -> None:
+    other = {"type": "function", "function": {"name": "g"}}
+    allowed = {"mode": "required", "tools": [{"type": "function", "function": {"name": "g"}}]}
+    body = sent(tools=[TOOL, other], tool_choice={"type": "allowed_tools", "allowed_tools": allowed})
+    assert [tool["name"] for tool in body["tools"]] == ["g"]
+    assert body["tool_choice"] == {"type": "any"}
+
+
+# -- thinking and sampling --
+
+EFFORTS = [
+    (NEW, "none", {"type": "disabled"}, None),
+    (NEW, "minimal", {"type": "adaptive"}, "low"),
+    (NEW, "xhigh", {"type": "adaptive"}, "xhigh"),
+    (Capabilities(1, thinking=("adaptive",), efforts=("low", "high")), "xhigh", {"type": "adaptive"}, "high"),
+    (Capabilities(1, thinking=("adaptive",), efforts=("low", "high")), "none", None, "low"),
+    (OLD, "low", {"type": "enabled", "budget_tokens": 1024}, None),
+    (OLD, "high", {"type": "enabled", "budget_tokens": 4096}, None),
+    (OLD, "none", None, None),
+]
+
+
+@pytest.mark.parametrize(("capabilities", "effort", "thinking", "level"), EFFORTS)
+def test_reasoning_effort(capabilities: Capabilities, effort: str, thinking: Any, level: Any) -> None:
+    body = sent(capabilities, reasoning_effort=effort)
+    assert body.get("thinking") == thinking
+    assert body.get("output_config", {}).get("effort") == level
+
+
+@pytest.mark.parametrize(
+    ("fields", "budget"),
+    [
+        ({"max_tokens": 4000}, 2000),
+        ({"max_tokens": 1500}, 1024),
+        ({"max_tokens": 1024}, None),
+        ({"tools": [TOOL], "tool_choice": "required"}, None),
+        ({"tools": [TOOL], "messages": [USER, CALLING, RESULT]}, None),
+    ],
+)
+def test_a_budget_fits_or_is_left_out_by_name(fields: dict[str, Any], budget: int | None) -> None:
+    result = written(OLD, reasoning_effort="high", **fields)
+    assert json.loads(result.body).get("thinking", {}).get("budget_tokens") == budget
+    assert result.dropped == (() if budget else ("reasoning_effort",))
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "fields", "temperature", "top_p", "dropped"),
+    [
+        (OLD, {"temperature": 1.7}, 1.0, None, ()),
+        (OLD, {"top_p": 0.5}, None, 0.5, ()),
+        (OLD, {"temperature": 0, "top_p": 0.5}, 0.0, None, ("top_p",)),
+        (OLD, {"temperature": 0.3, "reasoning_effort": "low"}, None, None, ("temperature",)),
+        (NEW, {"temperature": 0.3, "top_p": 1}, None, None, ("temperature", "top_p")),
+    ],
+)
+def test_sampling(capabilities: Capabilities, fields: Any, temperature: Any, top_p: Any, dropped: Any) -> None:
+    result = written(capabilities, **fields)
+    body = json.loads(result.body)
+    assert (body.get("temperature"), body.get("top_p"), result.dropped) == (temperature, top_p, dropped)
+
+
+# -- JSON answers --
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "age": {"type": "integer", "minimum": 1, "description": "years"},
+        "who": {"oneOf": [{"type": "string"}]},
+    },
+    "required": ["age"],
+}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
+
+
+def test_a_schema_becomes_structured_output_within_the_supported_part() -> None:
+    result = written(NEW, response_format=FORMAT, reasoning_effort="low")
+    config = json.loads(result.body)["output_config"]
+    assert config["effort"] == "low"
+    assert config["format"]["schema"] == {
+        "type": "object",
+        "properties": {
+            "age": {"type": "integer", "description": "years\n\n{minimum: 1}"},
+            "who": {"anyOf": [{"type": "string"}]},
+        },
+        "required": ["age"],
+        "additionalProperties": False,
+    }
+    assert result.unwrap is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "choice"),
+    [({}, {"type": "tool", "name": JSON_TOOL}), ({"tools": [TOOL]}, {"type": "any"})],
+)
+def test_a_schema_becomes_a_tool_where_the_model_has_no_structured_output(fields: Any, choice: Any) -> None:
+    result = written(BARE, response_format=FORMAT, **fields)
+    body = json.loads(result.body)
+    assert body["tools"][-1]["name"] == result.unwrap == JSON_TOOL
+    assert body["tools"][-1]["input_schema"] == SCHEMA
+    assert body["tool_choice"] == choice
+
+
+def test_a_json_object_is_asked_for_in_words() -> None:
+    body = sent(response_format={"type": "json_object"}, messages=[SYSTEM, USER])
+    assert body["system"][0]["text"] == "s"
+    assert "JSON object" in body["system"][1]["text"]
+    assert "system" not in sent(response_format={"type": "text"})
+
+
+@pytest.mark.parametrize(("value", "wants"), [(FORMAT, True), ({"type": "text"}, False), (None, False), (5, False)])
+def test_whether_a_schema_is_wanted_is_told_without_reading_the_rest(value: Any, wants: bool) -> None:
+    ask = openai_chat.read(json.dumps({"messages": [USER], "response_format": value}).encode())
+    assert wants_json_of_a_schema(ask) is wants
+
+
+# -- the rest --
+
+
+def test_stop_user_and_service_tier() -> None:
+    body = sent(stop=["a", " \n"], user="u", safety_identifier="s", service_tier="default")
+    assert body["stop_sequences"] == ["a"]
+    assert body["metadata"] == {"user_id": "s"}
+    assert body["service_tier"] == "standard_only"
+    assert sent(stop="x")["stop_sequences"] == ["x"]
+    assert sent(metadata={"user_id": "m", "tenant": "t"})["metadata"] == {"user_id": "m"}
+
+
+def test_hints_are_left_out_by_name() -> None:
+    result = written(
+        seed=1, logit_bias={"1": 2}, presence_penalty=0.5, frequency_penalty=0, store=False, verbosity="low",
+        service_tier="flex", user="u" * 300, brand_new_field={"x": 1}, logprobs=False, n=1, modalities=["text"],
+    )  # fmt: skip
+    expected = {"seed", "logit_bias", "presence_penalty", "verbosity", "brand_new_field", "service_tier", "user"}
+    assert set(result.dropped) == expected
+    assert set(json.loads(result.body)) == {"model", "max_tokens", "messages"}
+
+
+UNSUPPORTED = [
+    ({"n": 2}, "n"),
+    ({"logprobs": True}, "logprobs"),
+    ({"top_logprobs": 3}, "top_logprobs"),
+    ({"audio": {"voice": "x"}}, "audio"),
+    ({"modalities": ["text", "audio"]}, "modalities"),
+    ({"prediction": {"type": "content"}}, "prediction"),
+    ({"web_search_options": {}}, "web_search_options"),
+    ({"functions": [{"name": "f"}]}, "functions"),
+    ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
+    ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0]"),
+    ({"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "f"}}]}]},
+     "messages[0].content[0].file.file_id"),
+    ({"messages": [USER, {"role": "assistant", "audio": {"id": "x"}}]}, "messages[1].audio"),
+    ({"messages": [USER, CALLING, {**RESULT, "content": [PNG]}]}, "messages[2].content[0]"),
+]  # fmt: skip
+INVALID = [
+    ({"temperature": "hot"}, "temperature"),
+    ({"temperature": True}, "temperature"),
+    ({"stop": 5}, "stop"),
+    ({"tools": {}}, "tools"),
+    ({"tools": [5]}, "tools[0]"),
+    ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools[0].function.parameters"),
+    ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "zz"}}}, "tool_choice"),
+    ({"tools": [TOOL], "tool_choice": "maybe"}, "tool_choice"),
+    ({"reasoning_effort": "huge"}, "reasoning_effort"),
+    ({"reasoning_effort": []}, "reasoning_effort"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
+    ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "ftp://x"}}]}]},
+     "messages[0].content[0].image_url.url"),
+    ({"messages": [{"role": "user", "content": "  "}]}, "messages"),
+    ({"messages": [SYSTEM]}, "messages"),
+    ({"messages": [USER, CALLING, USER]}, "messages"),
+    ({"messages": [USER, CALLING]}, "messages"),
+    ({"messages": [USER, RESULT]}, "messages"),
+    ({"messages": [USER, CALLING, RESULT, {**RESULT, "tool_call_id": "c9"}]}, "messages"),
+    ({"messages": [USER, {**CALLING, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "{oops"}}]}, RESULT]},
+     "messages[1].tool_calls[0].function.arguments"),
+    ({"messages": [USER, {**CALLING, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "[1]"}}]}, RESULT]},
+     "messages[1].tool_calls[0].function.arguments"),
+    ({"messages": [USER, {**CALLING, "tool_calls": [{**CALL, "id": 5}]}, RESULT]}, "messages[1].tool_calls[0].id"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "param"), [*UNSUPPORTED, *INVALID])
+def test_what_cannot_be_carried_or_read_is_a_400_that_names_it(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(GatewayError) as caught:
+        written(OLD, **fields)
+    assert (caught.value.status, caught.value.param) == (400, param)
+    assert (caught.value.kind == "unsupported_parameter") == ((fields, param) in UNSUPPORTED)
+
+
+def test_a_call_answered_twice_is_answered() -> None:
+    body = sent(messages=[USER, CALLING, RESULT, RESULT])
+    assert [block["type"] for block in body["messages"][2]["content"]] == ["tool_result", "tool_result"]
