@@ -70,12 +70,28 @@ def test_failures_longer_ago_than_the_window_do_not_count() -> None:
     assert is_in(breaker, State.OPEN)
 
 
-def test_a_long_silence_empties_the_window() -> None:
+def half_failing(first_s: float, calls: int) -> Breaker:
+    """Every second call fails, a third of a second apart."""
     breaker = Breaker(POLICY)
-    for outcome in "SF" * 9:
-        breaker.failed(1.0, MIDDLE) if outcome == "F" else breaker.succeeded(1.0)
+    for number in range(calls):
+        now_s = first_s + number * 0.33
+        breaker.failed(now_s, MIDDLE) if number % 2 else breaker.succeeded(now_s)
+    return breaker
+
+
+def test_a_long_silence_empties_the_window() -> None:
+    breaker = half_failing(1.0, calls=18)
     breaker.succeeded(1e6)
     breaker.failed(1e6, MIDDLE)
+    assert is_in(breaker, State.CLOSED)
+
+
+def test_a_recovery_empties_the_window() -> None:
+    breaker = half_failing(0.0, calls=20)
+    assert is_in(breaker, State.OPEN)
+    assert breaker.allows(11.3) is Pass.PROBE
+    breaker.succeeded(11.3, Pass.PROBE)
+    breaker.failed(11.3, MIDDLE)
     assert is_in(breaker, State.CLOSED)
 
 

@@ -221,6 +221,39 @@ def test_damage_in_a_live_segment_is_read_past_in_the_end(tmp_path: Path) -> Non
     journal.close()
 
 
+def test_each_damage_in_a_live_segment_has_its_own_patience(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path)
+    for number in range(4):
+        play(journal, number)
+    path = segment_file(tmp_path)
+    spans = frames(path)
+    for broken in (3, 7):
+        overwrite(path, spans[broken][0] + 20, b"????")
+    reader = Reader(tmp_path, {}, Damage())
+    looks = 0
+    read = 0
+    while read < 10:
+        looks += 1
+        read += sum(len(records) for _, records in reader.read(1000))
+        assert looks < 100
+    assert looks > 2 * BAD_LOOKS_MAX
+    reader.close()
+    journal.close()
+
+
+def test_a_record_that_comes_again_is_left_out(tmp_path: Path) -> None:
+    dead_life(tmp_path)
+    path = segment_file(tmp_path)
+    spans = frames(path)
+    data = path.read_bytes()
+    end = -(-spans[-1][1] // 8) * 8
+    overwrite(path, end, data[spans[2][0] : spans[2][1]])
+    assert len(frames(path)) == 13
+    records, damage = read_all(tmp_path)
+    assert seqs(records) == list(range(1, 13))
+    assert damage == Damage()
+
+
 def test_damage_in_a_sealed_segment_of_a_live_worker_is_read_past_at_once(tmp_path: Path) -> None:
     journal = open_journal(tmp_path)
     for number in range(150):
@@ -329,8 +362,8 @@ def test_no_damage_makes_the_reader_raise_hang_or_repeat(
     for _ in range(data.draw(st.integers(1, 4))):
         path = segment_file(state_dir, data.draw(st.integers(1, 3)))
         size = path.stat().st_size
-        at = data.draw(st.integers(0, size - 1) | st.integers(0, HEADER_BYTES))
-        overwrite(path, at, data.draw(st.binary(min_size=1, max_size=80))[: size - at])
+        at = data.draw(st.integers(0, size) | st.integers(0, min(size, HEADER_BYTES)))
+        overwrite(path, at, data.draw(st.binary(min_size=1, max_size=80)))
         if data.draw(st.booleans()):
             with path.open("r+b") as file:
                 file.truncate(data.draw(st.integers(0, size)))

@@ -14,7 +14,6 @@ from edgegw.errors import GatewayError
 from edgegw.exchange import RetryPolicy, Route, Target
 from edgegw.routing import Router
 
-
 ONCE, TWICE = RetryPolicy(attempts=1), RetryPolicy()
 
 

@@ -88,6 +88,7 @@ class Peer:
     answer: Callable[[Link], None] = lambda link: link.write(REPLY)
     links: list[Link] = field(default_factory=list)
     requests: int = 0
+    server: asyncio.Server | None = None
 
 
 class Ear:
@@ -155,9 +156,12 @@ async def ask(pool: Pool, ear: Ear | None = None) -> Ear:
 
 
 @asynccontextmanager
-async def serving(peer: Peer, clock: ManualClock | None = None, **limits: float) -> AsyncIterator[Pool]:
+async def serving(
+    peer: Peer, clock: ManualClock | None = None, link: type[Link] = Link, **limits: float
+) -> AsyncIterator[Pool]:
     clock = clock or ManualClock()
-    server = await asyncio.get_running_loop().create_server(lambda: Link(peer), "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(lambda: link(peer), "127.0.0.1", 0)
+    peer.server = server
     dialer = Dialer(Resolver(clock), tls=None, proxies=Proxies())
     origin = Origin(server.sockets[0].getsockname()[1])
     pool = Pool(origin, limits=PoolLimits(**limits), dialer=dialer, clock=clock)  # type: ignore[arg-type]
@@ -165,9 +169,9 @@ async def serving(peer: Peer, clock: ManualClock | None = None, **limits: float)
         yield pool
     finally:
         await pool.close()
-        for link in peer.links:
-            link.transport.abort()
-            await soon(link.lost)
+        for one in peer.links:
+            one.transport.abort()
+            await soon(one.lost)
         server.close()
         await server.wait_closed()
         assert (pool.idle, pool.busy, pool.waiting) == (0, 0, 0)
@@ -377,20 +381,16 @@ class TestStaleConnection:
         assert (peer.requests, len(peer.links)) == (2, 1)
 
     async def test_nobody_there_any_more(self) -> None:
-        peer, clock = Peer(), ManualClock()
-        server = await asyncio.get_running_loop().create_server(lambda: Link(peer), "127.0.0.1", 0)
-        dialer = Dialer(Resolver(clock), tls=None, proxies=Proxies())
-        origin = Origin(server.sockets[0].getsockname()[1])
-        pool = Pool(origin, limits=PoolLimits(), dialer=dialer, clock=clock)
-        await ask(pool)
-        server.close()
-        peer.answer = Link.close
-        ear = await ask(pool)
-        assert ear.fault is not None
-        assert (ear.told, ear.fault.kind, ear.fault.sent) == (["fault"], "upstream_connect", True)
-        assert (pool.idle, pool.busy) == (0, 0)
-        await pool.close()
-        await server.wait_closed()
+        peer = Peer()
+        async with serving(peer) as pool:
+            await ask(pool)
+            assert peer.server is not None
+            peer.server.close()
+            peer.answer = Link.close
+            ear = await ask(pool)
+            assert ear.fault is not None
+            assert (ear.told, ear.fault.kind, ear.fault.sent) == (["fault"], "upstream_connect", True)
+            assert (pool.idle, pool.busy) == (0, 0)
 
     async def test_aborted_while_it_is_dialled_again(self) -> None:
         peer = Peer()
@@ -514,9 +514,30 @@ class TestPlaces:
             assert (pool.idle, pool.busy, pool.waiting) == (1, 0, 0)
         assert len(peer.links) == 1 + close
 
+    async def test_a_connection_that_dies_in_the_hand_of_a_waiter(self) -> None:
+        """Handed over, then closed by the provider before the waiter's task could run: the place is still its own."""
+        peer = Peer(answer=lambda link: None)
+        async with serving(peer, connections_max=1) as pool:
+            connection: Connection
+
+            class Killer(Ear):
+                def on_end(self) -> None:
+                    assert (pool.busy, pool.waiting) == (1, 0)
+                    connection.eof_received()
+                    assert pool.busy == 1
+
+            connection = await soon(pool.open(REQUEST, Killer()))
+            ear = Ear()
+            task = asyncio.create_task(pool.open(REQUEST, ear))
+            await until(lambda: pool.waiting and peer.requests)
+            peer.answer = lambda link: link.write(REPLY)
+            peer.links[0].write(REPLY)
+            other = await soon(task)
+            assert (other is connection, other.reused) == (False, False)
+            await soon(ear.over.wait())
+            assert (ear.told, pool.idle, pool.busy) == (["head", "body", "end"], 1, 0)
+
     async def test_cancelled_while_connecting(self) -> None:
-        listener = socket.create_server(("127.0.0.1", 0), backlog=1)
-        clock = ManualClock()
         dialing = asyncio.Event()
 
         class Never:
@@ -524,16 +545,15 @@ class TestPlaces:
                 dialing.set()
                 await asyncio.Event().wait()
 
-        with listener:
-            pool = Pool(Origin(1), limits=PoolLimits(connections_max=1), dialer=Never(), clock=clock)
-            task = asyncio.create_task(pool.open(REQUEST, Ear()))
-            await soon(dialing.wait())
-            assert pool.busy == 1
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            assert pool.busy == 0
-            await pool.close()
+        pool = Pool(Origin(1), limits=PoolLimits(connections_max=1), dialer=Never(), clock=ManualClock())
+        task = asyncio.create_task(pool.open(REQUEST, Ear()))
+        await soon(dialing.wait())
+        assert pool.busy == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert pool.busy == 0
+        await pool.close()
 
     async def test_refused(self) -> None:
         listener = socket.create_server(("127.0.0.1", 0))
@@ -780,23 +800,16 @@ class TestReply:
                 super().connection_made(transport)
                 self.write(b"220 mail ready\r\n")
 
-        peer, clock = Peer(), ManualClock()
-        server = await asyncio.get_running_loop().create_server(lambda: Greeter(peer), "127.0.0.1", 0)
-        origin = Origin(server.sockets[0].getsockname()[1])
-        dialer = Dialer(Resolver(clock), tls=None, proxies=Proxies())
-        pool = Pool(origin, limits=PoolLimits(), dialer=dialer, clock=clock)
         ear = Ear()
-        try:
-            await soon(pool.open(REQUEST, ear))
-            await soon(ear.over.wait())
-        except UpstreamFault as fault:  # the greeting was faster than our request
-            ear.on_fault(fault)
-        assert ear.fault is not None
-        assert (ear.told, ear.fault.kind) in ((["fault"], "upstream_garbage"), (["fault"], "upstream_connect"))
-        assert pool.busy == 0
-        await pool.close()
-        server.close()
-        await server.wait_closed()
+        async with serving(Peer(), link=Greeter) as pool:
+            try:
+                await soon(pool.open(REQUEST, ear))
+                await soon(ear.over.wait())
+            except UpstreamFault as fault:  # the greeting was faster than our request
+                ear.on_fault(fault)
+            assert ear.fault is not None
+            assert (ear.told, ear.fault.kind) in ((["fault"], "upstream_garbage"), (["fault"], "upstream_connect"))
+            assert pool.busy == 0
 
 
 class TestTls:

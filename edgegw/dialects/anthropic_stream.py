@@ -157,7 +157,7 @@ class AnthropicStream:
         """A stop reason makes the reply complete even without message_stop."""
         if self._over():
             return b""
-        rest = self._splitter.pending.rstrip(b"\r\n")
+        rest = self._splitter.pending.rstrip()
         out = self._translate(rest + b"\n\n") if rest.endswith(b"}") and data_of(rest) is not None else b""
         if self._over():
             return out

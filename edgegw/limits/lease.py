@@ -192,7 +192,7 @@ class Lease:
         here on (at first out of what was in hand) is charged."""
         held, self.level = self.level, 0
         if held:
-            self.go_local(shares, now_s).give(max(0, held), now_s)
+            self.go_local(shares, now_s).give(held, now_s)
             self.remaining = min(self.limit, self.remaining_at(now_s) + held)
             self.heard_s = now_s if self.heard_s is not None else None
             self.charged -= min(0, held)

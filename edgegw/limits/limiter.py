@@ -13,25 +13,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import inf
 
 from edgegw.channel import Channel, Ready, Shares
 from edgegw.clock import Clock
 from edgegw.errors import GatewayError
 from edgegw.exchange import Grant
-from edgegw.limits.lease import (
-    CHECK_EVERY_S,
-    REFUSAL_HOLDS_S,
-    GiveBack,
-    Lease,
-    Leases,
-    Offer,
-    Recall,
-    Spent,
-    Want,
-)
-from edgegw.limits.standing import Standing, no_room, too_large
+from edgegw.limits.account import Account, Waiter
+from edgegw.limits.lease import CHECK_EVERY_S, GiveBack, Leases, Offer, Recall, Spent
+from edgegw.limits.standing import Standing, too_large
 
 ANSWER_WITHIN_S = 0.05  # the authority is a process of this machine and at most one Redis away: later is too late
 ASK_AGAIN_S = 1.0  # after so long an unanswered question is taken for lost
@@ -42,37 +31,12 @@ CHECKED_AT_ONCE_MAX = 500  # leases looked at in one turn of the loop: under a m
 CHECK_PAUSE_S = 0.01  # between such turns
 
 
-@dataclass(slots=True)
-class Waiter:
-    """A request that waits for the authority; `outcome` is its grant, or why there is none."""
-
-    tokens: int
-    since_s: float
-    outcome: asyncio.Future[Grant | GatewayError]
-
-
-class Account(Lease):
-    """A tenant's lease, and who waits for it to grow."""
-
-    __slots__ = ("active", "alarm", "asked_s", "refused_tokens", "refused_until_s", "waiters")
-
-    def __init__(self, tenant: str, limit: int, now_s: float) -> None:
-        super().__init__(tenant, limit, now_s)
-        self.active = False  # in the rotation of checks
-        self.asked_s: float | None = None  # since when a Want is unanswered; there is one at most
-        self.alarm: asyncio.TimerHandle | None = None
-        self.waiters: deque[Waiter] = deque()
-        self.refused_tokens = 0
-        self.refused_until_s = 0.0
-
-
 class Limiter:
     """`limits` gives a tenant's tokens per minute where the authority has not said it yet; `shares` is the number of
     workers until the authority says that. `degraded` is True from the start until the channel is first open."""
 
     def __init__(self, channel: Channel, limits: Callable[[str], int], clock: Clock, shares: int = 1) -> None:
         self.degraded = True
-        self.refused = 0  # so far, for want of room
         self._channel = channel
         self._limits = limits
         self._clock = clock
@@ -114,8 +78,8 @@ class Limiter:
         if grant is not None:
             return grant
         now_s = self._clock.now()
-        if self.degraded or (now_s < account.refused_until_s and tokens >= account.refused_tokens):
-            raise self._refusal(account, tokens, now_s)
+        if self.degraded or account.refused_lately(tokens, now_s):
+            raise account.refusal(tokens, now_s)
         if len(account.waiters) >= WAITING_MAX:
             raise GatewayError("overloaded", "Too many requests of this tenant wait for its rate limit.")
         return await self._wait(account, tokens)
@@ -147,10 +111,11 @@ class Limiter:
         return b"" if standing is None else standing.lines()
 
     def close(self) -> None:
-        """Gives everything back. Close the channel after it."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Decides for those who still wait, and gives everything back. Close the channel after it."""
+        self._stop_timer()
+        self._degrade()
+        if self._open:
+            self._recover()
         for account in self._rotation:
             account.active = False
             tokens = account.surplus(idle=True)
@@ -179,6 +144,7 @@ class Limiter:
 
     def check_leases(self) -> None:
         """Looks after the leases whose turn it is: called by our own timer for as long as one is in use."""
+        self._stop_timer()
         now_s = self._clock.now()
         rotation = self._rotation
         for _ in range(min(len(rotation), CHECKED_AT_ONCE_MAX)):
@@ -192,10 +158,14 @@ class Limiter:
             else:
                 account.active = False
                 self._accounts.rest(account)
-        self._timer = None
         if rotation:
             pause_s = max(CHECK_PAUSE_S, rotation[0].checked_s + CHECK_EVERY_S - now_s)
             self._timer = asyncio.get_running_loop().call_later(pause_s, self.check_leases)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _check(self, account: Account, now_s: float) -> bool:
         """Returns whether the account stays in use."""
@@ -241,15 +211,10 @@ class Limiter:
         return result
 
     def _ask(self, account: Account) -> None:
-        """For what the waiting need and a top-up ahead of it; without either it is only asked how things stand."""
         debt = account.pay_debt()
         if debt:
             self._channel.send(GiveBack(account.tenant, debt, 0))
-        want, need = account.topup_wanted(), 0
-        if account.waiters:
-            need = account.waiters[0].tokens - account.level
-            want = sum(waiter.tokens for waiter in account.waiters) + account.target - account.level
-        if self._channel.send(Want(account.tenant, min(want, account.limit), max(need, 0), account.level)):
+        if self._channel.send(account.question()):
             account.asked_s = self._clock.now()
 
     def _offered(self, offer: Offer) -> None:
@@ -263,36 +228,11 @@ class Limiter:
         if self.degraded:
             self._recover()
         if account.waiters:
-            self._serve(account, offer, now_s)
+            if account.serve(offer, now_s):
+                self._ask(account)
+            self._set_alarm(account, now_s)
         if not account.active and account.level:
             self._wake(account)
-
-    def _serve(self, account: Account, offer: Offer, now_s: float) -> None:
-        """In the order of their coming: admits, refuses, or asks again for the first for whom there should be room."""
-        waiters = account.waiters
-        refused = offer.granted == 0
-        while waiters:
-            waiter = waiters[0]
-            if not waiter.outcome.done():  # else its client left
-                if account.take(waiter.tokens):
-                    waiter.outcome.set_result(Grant(account.tenant, waiter.tokens))
-                elif refused or waiter.tokens - account.level > offer.remaining:
-                    at_least_s = offer.retry_after_s if refused else 0.0
-                    waiter.outcome.set_result(self._refuse(account, waiter.tokens, now_s, at_least_s))
-                    refused = False  # the answer was about the first; for the others it is reckoned
-                else:
-                    self._ask(account)
-                    break
-            waiters.popleft()
-        self._set_alarm(account, now_s)
-
-    def _refuse(self, account: Account, tokens: int, now_s: float, at_least_s: float) -> GatewayError:
-        """What the authority has no room for; as large a request need not ask it again at once."""
-        if tokens > account.limit:
-            return too_large(account.tenant, tokens, account.limit)
-        account.refused_tokens = tokens
-        account.refused_until_s = now_s + min(REFUSAL_HOLDS_S, account.wait_s(tokens, now_s))
-        return self._refusal(account, tokens, now_s, 0.0 if at_least_s == inf else at_least_s)
 
     # -- without the authority --
 
@@ -319,7 +259,7 @@ class Limiter:
         for waiter in waiters:
             if not waiter.outcome.done():
                 grant = self.reserve_now(account.tenant, waiter.tokens)
-                waiter.outcome.set_result(grant or self._refusal(account, waiter.tokens, now_s))
+                waiter.outcome.set_result(grant or account.refusal(waiter.tokens, now_s))
 
     def _reserve_locally(self, account: Account, tokens: int) -> Grant | None:
         now_s = self._clock.now()
@@ -374,8 +314,3 @@ class Limiter:
             account.asked_s = None
             account.void(self._shares, now_s)
         self._degrade()
-
-    def _refusal(self, account: Account, tokens: int, now_s: float, at_least_s: float = 0.0) -> GatewayError:
-        self.refused += 1
-        wait_s = max(account.wait_s(tokens, now_s), at_least_s)
-        return no_room(account.tenant, tokens, account.standing(now_s), wait_s)

@@ -27,7 +27,7 @@ ERROR_BODY_BYTES_MAX = 64 * 1024
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HEADER_VALUE = re.compile(r"[\x20-\x7e\x80-\xff]*\Z")
 # Keys of the well-known providers begin like this; an error message may quote one.
-_KEY_LIKE = re.compile(rb"\b(?:sk|gsk|xai|pplx)-[A-Za-z0-9_*.-]{6,}")
+_KEY_LIKE = re.compile(rb"\b(?:sk|gsk|xai|pplx)-[A-Za-z0-9_*.-]{5,}[A-Za-z0-9_*-]")
 _MASK = b"***"
 
 # What a status means when the body does not say more. Not in it: 4xx are the caller's fault, 5xx the provider's.
@@ -99,7 +99,7 @@ class Origin:
 class Provider(ABC):
     """A dialect at an origin. One per entry of the settings, shared by all requests, never changed."""
 
-    __slots__ = ("_head_plain", "_head_stream", "_key", "dialect", "name", "origin")
+    __slots__ = ("_head_plain", "_head_stream", "_key_forms", "dialect", "name", "origin")
 
     def __init__(self, settings: ProviderSettings, dialect: str, resource: str, headers: dict[str, str]) -> None:
         """`resource` is the path behind that of the base URL; `headers` carry the key. Settings' own headers win.
@@ -109,7 +109,9 @@ class Provider(ABC):
         self.name = settings.name
         self.dialect = dialect
         self.origin, path = _address(settings)
-        self._key = b"" if settings.api_key is None else settings.api_key.reveal().encode()
+        key = b"" if settings.api_key is None else settings.api_key.reveal().encode()
+        # As it is, and as JSON writers that escape slashes put it.
+        self._key_forms = tuple(sorted({key, key.replace(b"/", b"\\/")} - {b""}))
         fields = {
             "host": self.origin.authority,
             **headers,
@@ -184,8 +186,8 @@ class Provider(ABC):
 
     def masked(self, text: bytes) -> bytes:
         """`text` without our key and without anything that looks like one."""
-        if self._key and self._key in text:
-            text = text.replace(self._key, _MASK)
+        for key in self._key_forms:
+            text = text.replace(key, _MASK)
         return _KEY_LIKE.sub(_MASK, text)
 
     def _call(self, ask: Ask, body: bytes, request_id: str, dropped: tuple[str, ...] = ()) -> Call:

@@ -1,0 +1,375 @@
+"""The house stands as docs/architecture.md draws it: who may import whom, and which libraries live where.
+
+An ast walk over the package, against the tables below. A new file fails until it has a place in LAYERS; an import that
+is not allowed here is either a mistake or a change of the architecture, and then the table is where it shows.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "edgegw"
+
+# Module -> layer, written without the package's name. A module imports only from lower layers, from its own package on
+# its own layer (http.* from http.*), and from the siblings on the list after this one.
+LAYERS: dict[int, str] = {
+    0: """
+        __init__ errors exchange clock
+        settings.__init__ settings.model settings.values settings.fields settings.addresses settings.tree
+        settings.mistakes settings.checks settings.interpolation settings.document settings.environment settings.load
+        settings.schema settings.describe
+    """,
+    1: """
+        routing retry breaker tokens endpoints reply_fields
+        http.__init__ http.request http.chunked http.connection http.response http.reply http.sse
+        dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
+        dialects.openai_chat_request dialects.openai_chat_messages dialects.openai_chat_reply
+        dialects.openai_chat_stream dialects.openai_chat_writer dialects.anthropic_schema dialects.anthropic_turns
+        dialects.anthropic_request dialects.anthropic_messages dialects.anthropic_stream
+        providers.__init__ providers.base providers.retry_after providers.models providers.openai providers.anthropic
+        providers.compatible providers.registry
+        limits.__init__ limits.bucket limits.lease limits.standing
+        ledger.__init__ ledger.record ledger.encoding ledger.store ledger.assembly
+        telemetry.__init__ telemetry.names
+        simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
+        simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
+    """,
+    2: """
+        relay channel channel_server
+        http.watch http.client_connection http.server http.dial http.upstream_connection http.upstream
+        limits.authority limits.account limits.limiter
+        ledger.segment ledger.journal ledger.reader ledger.schema ledger.sqlite ledger.listing ledger.shipper
+        telemetry.metrics
+        simulator.rules_file
+    """,
+    3: """
+        gateway attempts phases
+        control.__init__ control.admin control.process
+        simulator.server
+    """,
+    4: """
+        __main__ app cli supervisor child doors worker demo simulate show
+    """,
+}
+
+# Further siblings: on one layer, across packages. The reason goes with each.
+SIBLINGS: dict[str, tuple[str, ...]] = {
+    "settings.model": ("exchange",),  # retry policies and targets are the exchange's nouns
+    "settings.fields": ("exchange",),
+    "settings.checks": ("exchange",),
+    "endpoints": ("http.request",),  # paths and methods of a request
+    "reply_fields": ("http.reply",),  # header lines of a reply
+    "dialects.openai_chat_stream": ("http.sse",),  # a stream is server-sent events
+    "dialects.anthropic_stream": ("http.sse",),
+    "providers.base": ("dialects.base", "dialects.openai_chat_reply"),  # a provider is a dialect plus an address
+    "providers.models": ("dialects.anthropic_request",),
+    "providers.openai": (
+        "dialects.base",
+        "dialects.openai_chat",
+        "dialects.openai_chat_reply",
+        "dialects.openai_chat_stream",
+    ),
+    "providers.anthropic": (
+        "dialects.base",
+        "dialects.anthropic_messages",
+        "dialects.anthropic_request",
+        "dialects.anthropic_stream",
+        "dialects.openai_chat_request",
+        "dialects.openai_chat_writer",
+    ),
+    "relay": ("http.watch",),  # one timer per stream
+    "channel_server": ("channel", "limits.authority"),  # the two ends speak the same messages
+    "limits.limiter": ("channel",),  # what a lease lacks is asked for over the channel
+    "gateway": ("attempts", "phases"),
+    "app": ("child", "supervisor", "worker"),
+    "worker": ("child",),
+    "supervisor": ("child", "doors"),
+    "demo": ("show",),  # ends with the rows, as `edgegw attempts` prints them
+    "cli": ("app", "demo", "show", "simulate"),
+    "__main__": ("cli",),
+}
+
+# Own modules imported inside functions: the command line starts fast because a command loads only what it needs.
+LAZY = {"cli"}
+
+# What layers 0 and 1 must not have: clock, dice and bytes are arguments.
+IMPURE = {
+    *("asyncio", "concurrent", "multiprocessing", "sched", "select", "selectors", "signal", "subprocess", "threading"),
+    *("http", "mmap", "socket", "socketserver", "sqlite3", "ssl", "fcntl", "logging"),
+    *("random", "secrets", "time", "uuid"),
+    *("aiohttp", "asyncpg", "opentelemetry", "redis", "uvloop"),
+}
+# What reads files there, and no more than files: settings come from one.
+FILES = {"os", "io", "pathlib", "shutil", "stat", "tempfile", "importlib", "pkgutil"}
+MAY_READ_FILES = {
+    "settings.document",
+    "settings.interpolation",
+    "settings.load",
+    "providers.models",  # its table comes with the package
+}
+
+# Outside libraries and where they may be. Another module is another place that has to know a library's exceptions.
+EVERYWHERE = {"msgspec"}
+LIBRARIES: dict[str, set[str]] = {
+    "click": {"cli"},
+    "httptools": {"http.connection", "http.response", "http.upstream_connection", "simulator.server"},
+    "orjson": {"gateway", "control.admin"},
+    "uvloop": {"app", "simulate"},
+    "yaml": {"settings.document", "simulator.rules_file"},
+}
+
+# The data plane: nothing that a worker is made of may reach these, not even over others. Neither a database nor a
+# collector is ever waited for by a request, and a sidecar stays small.
+DATA_PLANE_ROOT = "worker"
+NOT_IN_THE_DATA_PLANE = {"sqlite3", "redis", "asyncpg", "aiohttp", "opentelemetry", "yaml", "click"}
+NOT_IN_THE_DATA_PLANE_OWN = (
+    "control.",
+    "telemetry.",
+    "simulator.",
+    "ledger.sqlite",
+    "ledger.shipper",
+    "channel_server",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """`own`: a module of ours, written as in LAYERS. Otherwise `name` is the outside module in full."""
+
+    name: str
+    own: bool
+    lazy: bool
+    line: int
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """All modules, named as in LAYERS."""
+    top = ROOT / PACKAGE
+    return {".".join(path.relative_to(top).with_suffix("").parts): path for path in sorted(top.rglob("*.py"))}
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(modules()[module].read_text(encoding="utf-8"))
+
+
+@cache
+def imports(module: str) -> tuple[Import, ...]:
+    return tuple(_imports(tree(module), lazy=False))
+
+
+def _imports(node: ast.AST, lazy: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        match child:
+            case ast.Import():
+                for alias in child.names:
+                    yield _resolved(alias.name, None, lazy, child.lineno)
+            case ast.ImportFrom(level=0, module=str(source)):
+                for alias in child.names:
+                    yield _resolved(source, alias.name, lazy, child.lineno)
+            case ast.ImportFrom():
+                yield Import("a relative import", own=True, lazy=lazy, line=child.lineno)
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
+                yield from _imports(child, lazy=True)
+            case _:
+                yield from _imports(child, lazy)
+
+
+def _resolved(source: str, name: str | None, lazy: bool, line: int) -> Import:
+    """`from edgegw.http import sse` is http.sse when there is such a module, else a name of http.__init__."""
+    parts = source.split(".")
+    if parts[0] != PACKAGE:
+        return Import(source, own=False, lazy=lazy, line=line)
+    for candidate in ([*parts[1:], name or ""], parts[1:], [*parts[1:], "__init__"]):
+        if ".".join(candidate) in modules():
+            return Import(".".join(candidate), own=True, lazy=lazy, line=line)
+    return Import(source, own=True, lazy=lazy, line=line)
+
+
+@cache
+def layers() -> dict[str, int]:
+    return {module: layer for layer, names in LAYERS.items() for module in names.split()}
+
+
+def package_of(module: str) -> str:
+    return module.rpartition(".")[0]
+
+
+def allowed(importer: str, imported: str) -> bool:
+    mine, theirs = layers().get(importer), layers().get(imported)
+    if mine is None or theirs is None or theirs > mine:
+        return False
+    if theirs < mine or imported in SIBLINGS.get(importer, ()):
+        return True
+    return package_of(importer) == package_of(imported) != ""
+
+
+ALL = sorted(modules())
+
+
+def test_every_module_has_one_place_and_every_place_a_module() -> None:
+    placed = [module for names in LAYERS.values() for module in names.split()]
+    assert sorted(placed) == sorted(set(placed)), "a module stands twice"
+    assert sorted(set(ALL) - set(placed)) == [], "modules without a place in LAYERS"
+    assert sorted(set(placed) - set(ALL)) == [], "places without a module"
+
+
+def test_the_lists_name_nothing_that_is_gone() -> None:
+    used = {(module, found.name) for module in ALL for found in imports(module)}
+    listed = {(module, sibling) for module, siblings in SIBLINGS.items() for sibling in siblings}
+    assert sorted(listed - used) == [], "siblings that are not imported (any more)"
+    assert all(layers()[module] == layers()[sibling] for module, sibling in listed)
+    places = {(place, library) for library, places in LIBRARIES.items() for place in places}
+    in_use = {(module, found.name.split(".")[0]) for module in ALL for found in imports(module) if not found.own}
+    assert sorted(places - in_use) == [], "libraries that are not imported there (any more)"
+    assert sorted(LAZY | MAY_READ_FILES) == sorted((LAZY | MAY_READ_FILES) & set(ALL))
+
+
+@pytest.mark.parametrize("module", ALL)
+def test_imports_go_downwards(module: str) -> None:
+    wrong = [
+        f"{module}:{found.line} imports {found.name}"
+        for found in imports(module)
+        if found.own and not allowed(module, found.name)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", ALL)
+def test_own_modules_are_imported_at_the_top(module: str) -> None:
+    assert module in LAZY or [found for found in imports(module) if found.own and found.lazy] == []
+
+
+def test_no_cycles() -> None:
+    """Also among siblings of one package, where the layers do not forbid them."""
+    graph = {module: {found.name for found in imports(module) if found.own} for module in ALL}
+    remaining = dict(graph)
+    while ends := [module for module, needs in remaining.items() if not needs & remaining.keys()]:
+        for module in ends:
+            del remaining[module]
+    assert sorted(remaining) == [], "these import each other in a circle, or are imported by such"
+
+
+@pytest.mark.parametrize("module", [module for module in ALL if layers().get(module, 0) <= 1])
+def test_the_lower_layers_are_pure(module: str) -> None:
+    banned = IMPURE if module in MAY_READ_FILES else IMPURE | FILES
+    assert [found.name for found in imports(module) if not found.own and found.name.split(".")[0] in banned] == []
+    clocks = [
+        node.lineno
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("now", "utcnow", "today")
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("datetime", "date")
+    ]
+    assert clocks == [], "the clock is an argument"
+
+
+@pytest.mark.parametrize("module", ALL)
+def test_an_outside_library_stays_in_its_modules(module: str) -> None:
+    for found in imports(module):
+        library = found.name.split(".")[0]
+        if not found.own and library not in sys.stdlib_module_names and library not in EVERYWHERE:
+            assert module in LIBRARIES.get(library, set()), f"line {found.line} imports {library}"
+
+
+def reached(root: str) -> dict[str, str]:
+    """Everything that importing `root` imports, ours and others', with the importer through which it was reached."""
+    seen, waiting = {root: root}, [root]
+    while waiting:
+        module = waiting.pop()
+        for found in imports(module):
+            if found.lazy or found.name in seen:
+                continue
+            seen[found.name] = module
+            if found.own:
+                waiting.append(found.name)
+                package = f"{package_of(found.name)}.__init__"
+                if package in modules() and package not in seen:
+                    seen[package] = found.name
+                    waiting.append(package)
+    return seen
+
+
+def test_the_data_plane_reaches_no_store_and_no_collector() -> None:
+    found = reached(DATA_PLANE_ROOT)
+    assert {"gateway", "attempts", "relay", "http.server", "ledger.journal", "limits.limiter"} <= found.keys()
+    wrong = {
+        name: through
+        for name, through in found.items()
+        if name.split(".")[0] in NOT_IN_THE_DATA_PLANE or name.startswith(NOT_IN_THE_DATA_PLANE_OWN)
+    }
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("module", ALL)
+def test_no_work_at_import_and_no_state(module: str) -> None:
+    """At the top of a module stand imports, definitions and constants; nothing loops, waits, opens or is rebound."""
+    for statement in tree(module).body:
+        match statement:
+            case ast.Import() | ast.ImportFrom() | ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                continue
+            case ast.Assign() | ast.AnnAssign() | ast.AugAssign():
+                continue
+            case ast.Expr(value=ast.Constant()):  # a docstring
+                continue
+            case ast.If(test=ast.Name(id="TYPE_CHECKING") | ast.Compare(left=ast.Name(id="__name__"))):
+                continue
+        pytest.fail(f"{module}:{statement.lineno}: {ast.unparse(statement)[:80]}")
+    assert [node.lineno for node in ast.walk(tree(module)) if isinstance(node, ast.Global)] == []
+
+
+def test_a_module_opens_with_what_it_is_for() -> None:
+    silent = [module for module in ALL if tree(module).body and not ast.get_docstring(tree(module))]
+    assert silent == [], "no docstring: what it is for, what it may not know"
+
+
+def test_no_module_is_a_drawer() -> None:
+    drawers = {"utils", "util", "helpers", "common", "misc"}
+    assert [module for module in ALL if drawers & set(module.split("."))] == []
+
+
+def test_the_rules_themselves() -> None:
+    """That the walk sees what it should, and that the rule says no."""
+    source = """
+        from __future__ import annotations
+        import asyncio, edgegw.retry
+        from edgegw import __version__, breaker
+        from edgegw.http import sse
+        from edgegw.settings import Settings
+        class Shell:
+            import time
+            async def run(self):
+                if self:
+                    from edgegw.errors import KINDS
+        """
+    found = [(item.name, item.own, item.lazy) for item in _imports(ast.parse(dedent(source)), lazy=False)]
+    assert found == [
+        ("__future__", False, False),
+        ("asyncio", False, False),
+        ("retry", True, False),
+        ("__init__", True, False),
+        ("breaker", True, False),
+        ("http.sse", True, False),
+        ("settings.__init__", True, False),
+        ("time", False, False),
+        ("errors", True, True),
+    ]
+    assert allowed("relay", "retry")
+    assert allowed("http.upstream", "http.dial")
+    assert allowed("supervisor", "doors")
+    assert not allowed("retry", "relay")
+    assert not allowed("doors", "supervisor")
+    assert not allowed("limits.bucket", "routing")
+    assert not allowed("relay", "no_such_module")
+    assert [item.name for item in _imports(ast.parse("from . import sse"), lazy=False)] == ["a relative import"]
