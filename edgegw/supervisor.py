@@ -177,7 +177,12 @@ class _Supervisor:
         if post.life is not life:
             return
         post.life = None
-        if self._phase is _Phase.CLOSING or (self._phase is _Phase.DRAINING and post is not self._control):
+        if self._phase is not _Phase.RUNNING and post is not self._control:
+            return
+        if self._phase is _Phase.CLOSING:
+            if code < 0 and now_s < self._closing_by_s:  # killed over the last of the books: once more
+                self._phase = _Phase.DRAINING
+                post.due_s = now_s
             return
         if life.told:  # a reload wants the next one at once
             post.due_s = now_s

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from load.measure import tree_of
-from load.wire import ANTHROPIC_MODEL, OPENAI_MODEL
+from load.wire import ANTHROPIC_MODEL, CLIENT_KEY, OPENAI_MODEL
 
 _START_TIMEOUT_S = 60.0  # LiteLLM takes half a minute to import
 _STOP_TIMEOUT_S = 15.0
@@ -94,11 +94,11 @@ def launch(
     find_worker: Callable[[int], int] | None = None,
     environ: dict[str, str] | None = None,
 ) -> Contender:
-    """Start `command` pinned to `core`, its output in a file of `run_dir`."""
+    """Start `command` pinned to `core`, its output in a file of `run_dir`. It ends when we do, however we end."""
     log = run_dir / f"{name}.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            ["taskset", "--cpu-list", str(core), *command],
+            ["setpriv", "--pdeathsig", "TERM", "taskset", "--cpu-list", str(core), *command],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -211,7 +211,7 @@ def start_envoy(upstream: int, core: int, run_dir: Path) -> Contender:
 
 
 _NGINX_SETTINGS = """\
-daemon off; worker_processes 1; pid {run}/nginx.pid; error_log stderr error; worker_rlimit_nofile 16384; {user}
+daemon off; worker_processes 1; pid {run}/{name}.pid; error_log stderr error; worker_rlimit_nofile 16384; {user}
 events {{ worker_connections 8192; use epoll; multi_accept on; }}
 http {{
   access_log off; server_tokens off; tcp_nodelay on; keepalive_timeout 75s; keepalive_requests 1000000000;
@@ -232,20 +232,20 @@ http {{
 """
 
 
-def start_nginx(upstream: int, core: int, run_dir: Path) -> Contender:
+def start_nginx(upstream: int, core: int, run_dir: Path, name: str = "nginx") -> Contender:
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if not program:
         raise ContenderError("nginx is not installed (on Debian: apt-get install nginx-light)")
     port = free_port()
-    settings = run_dir / "nginx.conf"
+    settings = run_dir / f"{name}.conf"
     user = "user root;" if os.geteuid() == 0 else ""  # else its worker could not write in our private directory
-    settings.write_text(_NGINX_SETTINGS.format(run=run_dir, port=port, upstream=upstream, user=user))
+    settings.write_text(_NGINX_SETTINGS.format(run=run_dir, name=name, port=port, upstream=upstream, user=user))
 
     def worker(pid: int) -> int:
         return tree_of(pid)[-1]
 
     command = [program, "-e", "stderr", "-p", str(run_dir), "-c", str(settings)]
-    return launch("nginx", port, command, core=core, run_dir=run_dir, find_worker=worker)
+    return launch(name, port, command, core=core, run_dir=run_dir, find_worker=worker)
 
 
 # --- peers: not in the bars, asked for by name ---
@@ -256,6 +256,7 @@ model_list:
   litellm_params: {{model: openai/{openai_model}, api_base: "http://127.0.0.1:{upstream}/v1", api_key: sk-test}}
 - model_name: {anthropic_model}
   litellm_params: {{model: anthropic/{anthropic_model}, api_base: "http://127.0.0.1:{upstream}", api_key: sk-test}}
+general_settings: {{master_key: {key}}}
 """
 
 
@@ -267,7 +268,9 @@ def start_litellm(upstream: int, core: int, run_dir: Path) -> Contender:
     port = free_port()
     settings = run_dir / "litellm.yaml"
     settings.write_text(
-        _LITELLM_SETTINGS.format(upstream=upstream, openai_model=OPENAI_MODEL, anthropic_model=ANTHROPIC_MODEL)
+        _LITELLM_SETTINGS.format(
+            upstream=upstream, openai_model=OPENAI_MODEL, anthropic_model=ANTHROPIC_MODEL, key=CLIENT_KEY
+        )
     )
     command = [program, "--config", str(settings), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
     environ = {"LITELLM_TELEMETRY": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}

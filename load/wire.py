@@ -16,6 +16,9 @@ MARK = b'" token"'
 EVENTS_PER_STREAM = 100
 EVENT_PACE_S = 0.02
 
+# Guards nothing: everybody listens on loopback. Long, because LiteLLM does not start with a weak one.
+CLIENT_KEY = "sk-bench-5f0c1d7ab2e94c63a8d1f7420b9e6c35"
+
 OPENAI_PATH = b"/v1/chat/completions"
 ANTHROPIC_PATH = b"/v1/messages"
 OPENAI_MODEL = "gpt-5-mini"
@@ -50,10 +53,9 @@ def chunk(payload: bytes) -> bytes:
 
 
 def request(path: bytes, body: bytes) -> bytes:
-    # Both kinds of credential, so that one request suits a provider of either dialect.
     return (
-        b"POST %b HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\nauthorization: Bearer sk-test\r\n"
-        b"x-api-key: sk-test\r\nanthropic-version: 2023-06-01\r\ncontent-length: %d\r\n\r\n%b" % (path, len(body), body)
+        b"POST %b HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\nauthorization: Bearer %b\r\n"
+        b"content-length: %d\r\n\r\n%b" % (path, CLIENT_KEY.encode(), len(body), body)
     )
 
 

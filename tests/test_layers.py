@@ -121,7 +121,7 @@ MAY_READ_FILES = {
 EVERYWHERE = {"msgspec"}
 LIBRARIES: dict[str, set[str]] = {
     "click": {"cli"},
-    "httptools": {"http.connection", "http.response", "http.upstream_connection", "simulator.server"},
+    "httptools": {"http.connection", "http.response", "simulator.server"},
     "orjson": {"gateway", "control.admin"},
     "uvloop": {"app", "simulate"},
     "yaml": {"settings.document", "simulator.rules_file"},

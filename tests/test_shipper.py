@@ -346,24 +346,27 @@ async def test_while_the_store_is_away_rows_wait_and_observers_do_not(
     running = asyncio.create_task(shipper.run())
     journal = open_journal(tmp_path)
     played = 0
-    for outage in range(4):
-        for _ in range(100):
-            play(journal, played)
-            played += 1
+
+    async def outage(writes: int) -> None:
+        """The store is away while 100 exchanges go by, then for so many writes it is not."""
+        nonlocal allowed, played
+        allowed = 0
+        for number in range(played, played + 100):
+            play(journal, number)
+        played += 100
         await until(lambda: len(seen) == 3 * played)  # observers hear of all of it meanwhile
         assert complaint(shipper) == "the disk is full"
         assert 9 < shipper.lag_s <= 10
-        # Two batches get through, so that the next outage begins amidst rows that observers know already; the third
-        # time all of them do.
         batches = shipper.tally.batches
-        allowed = 1000 if outage == 2 else 2
-        await until(lambda: allowed == 0 or len(states(path)) == played)
-        if outage == 2:
-            await until(lambda: shipper.lag_s == 0)
-            assert complaint(shipper) is None
-            allowed = 0
-        else:
-            await until(lambda done=batches: shipper.tally.batches == done + 2)  # type: ignore[misc]
+        allowed = writes
+        await until(lambda: len(states(path)) == played or shipper.tally.batches == batches + writes)
+
+    await outage(2)
+    await outage(2)  # begins amidst rows that observers know already
+    await outage(1000)
+    await until(lambda: shipper.lag_s == 0)
+    assert complaint(shipper) is None
+    await outage(2)
     allowed = 1000
     journal.close()
     assert await shipper.stop(WAIT_S)
