@@ -21,9 +21,14 @@ if TYPE_CHECKING:
     from edgegw.settings import Settings
 
 EXIT_SETTINGS = 2
+PORT = click.IntRange(0, 65_535)
 
 config_option = click.option("--config", "-c", metavar="FILE", help="Settings file [EDGEGW_CONFIG, ./edgegw.yaml].")
 db_option = click.option("--db", metavar="FILE", help="The SQLite file [the one that the settings name].")
+limit_option = click.option(
+    "--limit", "-n", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many."
+)
+since_option = click.option("--since", metavar="TIME", help="Since then: 15m, 24h, 7d, or 2026-11-22T10:00 (UTC).")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 follow_option = click.option("--follow", "-f", is_flag=True, help="Go on with what comes.")
 
@@ -37,19 +42,33 @@ def main() -> None:
 @main.command()
 @config_option
 def serve(config: str | None) -> None:
-    """Run the gateway."""
+    """Run the gateway.
+
+    SIGTERM or Ctrl-C drains and stops it; SIGHUP reads the settings again.
+    """
     from edgegw import app
 
-    sys.exit(app.serve(_settings(config), lambda: _read(config)))
+    settings = _settings(config)
+    server = settings.server
+    workers = f"{server.workers} worker{'s' if server.workers > 1 else ''}"
+    click.echo(
+        f"edgegw {__version__}: clients on http://{server.listen}, probes and metrics on http://{server.admin}, "
+        f"{workers}, settings from {settings.source}",
+        err=True,
+    )
+    sys.exit(app.serve(settings, lambda: _read(config)))
 
 
 @main.command()
 @config_option
 def check(config: str | None) -> None:
-    """Check the settings: every mistake with its place, or what is in force."""
+    """Check the settings, and print what is in force.
+
+    Mistakes are all told at once, each with its place, and the exit code is 2.
+    """
     from edgegw.settings import describe
 
-    click.echo(describe(_settings(config)))
+    click.echo(describe(_settings(config)), nl=False)
 
 
 @main.command()
@@ -61,28 +80,38 @@ def schema() -> None:
 
 
 @main.command()
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=9901, show_default=True, help="0 takes a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", type=PORT, default=9901, show_default=True, help="0 takes a free one.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same answers.")
-@click.option("--latency", default="0s", show_default=True, help="Before the first byte, e.g. 200ms.")
-@click.option("--pace", default="0s", show_default=True, help="Between two tokens, e.g. 20ms.")
-@click.option("--tokens", default=24, show_default=True, help="Length of an answer, unless the request says.")
+@click.option("--latency", metavar="TIME", default="0s", show_default=True, help="Before the first byte, e.g. 200ms.")
+@click.option("--pace", metavar="TIME", default="0s", show_default=True, help="Between two tokens, e.g. 20ms.")
+@click.option(
+    "--tokens", type=click.IntRange(min=1), default=24, show_default=True, help="Of an answer that nothing else bounds."
+)
 @click.option("--rules", metavar="FILE", help="YAML rules for faults; see docs/simulator.md.")
 def simulate(host: str, port: int, seed: int, latency: str, pace: str, tokens: int, rules: str | None) -> None:
-    """Run a provider that is none: OpenAI's and Anthropic's APIs, with faults on demand."""
-    from edgegw import simulate as simulation
+    """Run a simulated provider, with faults on demand.
+
+    It speaks OpenAI Chat Completions and Anthropic Messages, plain and streamed; see docs/simulator.md.
+    """
+    from edgegw.simulator import run as simulator
 
     try:
-        simulation.run(host, port, seed=seed, latency=latency, pace=pace, tokens=tokens, rules_file=rules)
-    except simulation.BadOptionError as error:
+        simulator.run(host, port, seed=seed, latency=latency, pace=pace, tokens=tokens, rules_path=rules)
+    except simulator.BadOptionError as error:
         raise click.UsageError(str(error)) from None
+    except simulator.ListenError as error:
+        raise click.ClickException(str(error)) from None
 
 
 @main.command()
-@click.option("--port", default=8080, show_default=True, help="The gateway's port; 0 takes a free one.")
+@click.option("--port", type=PORT, default=8080, show_default=True, help="The gateway's, or a free one when taken.")
 @click.option("--once", is_flag=True, help="Stop after the tour instead of waiting for you.")
 def demo(port: int, once: bool) -> None:
-    """A tour without keys or servers: simulator, gateway, a few requests, and their rows."""
+    """Take a tour that needs no key and no server.
+
+    Starts simulator and gateway, sends a few requests, and shows the rows of all attempts.
+    """
     from edgegw import demo as tour
 
     sys.exit(tour.run(port, once=once))
@@ -93,8 +122,8 @@ def demo(port: int, once: bool) -> None:
 @db_option
 @click.option("--tenant", help="Of this tenant only.")
 @click.option("--state", help="With this end state only, e.g. complete or failed.")
-@click.option("--since", metavar="TIME", help="Since then: 15m, 24h, 7d, or 2026-11-22T10:00.")
-@click.option("--limit", "-n", default=20, show_default=True, help="At most so many.")
+@since_option
+@limit_option
 @json_option
 @follow_option
 def requests(
@@ -107,7 +136,7 @@ def requests(
     as_json: bool,
     follow: bool,
 ) -> None:
-    """List requests, the latest last."""
+    """List requests, one row each, the latest last."""
     _list("requests", config, db, since, limit, as_json, follow, tenant=tenant, state=state)
 
 
@@ -115,8 +144,8 @@ def requests(
 @config_option
 @db_option
 @click.option("--request", "request_id", metavar="ID", help="Of this request only.")
-@click.option("--since", metavar="TIME", help="Since then: 15m, 24h, 7d, or 2026-11-22T10:00.")
-@click.option("--limit", "-n", default=20, show_default=True, help="At most so many.")
+@since_option
+@limit_option
 @json_option
 @follow_option
 def attempts(
@@ -175,15 +204,19 @@ def _list(
     limit: int,
     as_json: bool,
     follow: bool,
-    **wanted: str | None,
+    tenant: str | None = None,
+    state: str | None = None,
+    request_id: str | None = None,
 ) -> None:
     from edgegw import show
     from edgegw.ledger.listing import Filter, NoLedgerError
 
     try:
-        chosen = Filter(since_ns=show.since_ns(since), **wanted)
+        chosen = Filter(request_id=request_id, tenant=tenant, state=state, since_ns=show.since_ns(since))
         show.show(table, _database(config, db), sys.stdout, chosen=chosen, limit=limit, as_json=as_json, follow=follow)
-    except (NoLedgerError, show.TimeError) as error:
+    except show.TimeError as error:
+        raise click.BadParameter(str(error), param_hint="--since") from None
+    except NoLedgerError as error:
         raise click.ClickException(str(error)) from None
-    except (KeyboardInterrupt, BrokenPipeError):
+    except KeyboardInterrupt:
         sys.exit(0)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def run(port: int, *, once: bool) -> int:
                 _tour(port, state_dir)
                 if not once and sys.stdin.isatty() and sys.stdout.isatty():
                     _stay(port, state_dir)
-        except DemoError as error:
+        except (DemoError, OSError, http.client.HTTPException) as error:
             print(f"demo: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
@@ -66,7 +67,10 @@ def run(port: int, *, once: bool) -> int:
 @contextmanager
 def _started(port: int, folder: Path) -> Iterator[tuple[int, Path]]:
     """Simulator and gateway, up and answering; both are gone afterwards."""
-    port = port if port and _is_free(port) else _free_port()
+    if port and not _is_free(port):
+        print(f"Port {port} is taken; the gateway gets another one.")
+        port = 0
+    port = port or _free_port()
     simulator, admin, state_dir = _free_port(), _free_port(), folder / "state"
     settings = folder / "edgegw.yaml"
     settings.write_text(
@@ -108,28 +112,29 @@ def _wait_until_ready(admin: int, processes: list[subprocess.Popen[bytes]], log:
 
 def _tour(port: int, state_dir: Path) -> None:
     title(1, "A plain request, by use case")
-    body = {"messages": [{"role": "user", "content": "Summarise: the parcel never came."}], "metadata": METADATA}
-    ask(port, body)
+    ask(port, {"messages": [_user("Summarise: the parcel never came.")], "metadata": METADATA})
     title(2, "A streamed request, by model alias, as it arrives")
-    ask(port, {"model": "smart", "stream": True, "messages": [{"role": "user", "content": "Tell me about gateways."}]})
+    ask(port, {"model": "smart", "stream": True, "messages": [_user("Tell me about gateways.")]})
     title(3, "The first provider fails (twice); the second one, of another dialect, answers")
-    ask(port, {"model": "flaky", "stream": True, "messages": [{"role": "user", "content": "Are you still there?"}]})
-    title(4, "What the ledger has of it: every attempt")
+    ask(port, {"model": "flaky", "stream": True, "messages": [_user("Are you still there?")]})
+    title(4, "What the ledger has of it: the requests, and every attempt")
     database = state_dir / "edgegw.db"
     _wait_for_rows(database, 5)
-    show.show("provider_attempts", database, sys.stdout, chosen=listing.Filter(), limit=20)
-    print("\nand of the requests:\n")
     show.show("requests", database, sys.stdout, chosen=listing.Filter(), limit=20)
+    print()
+    show.show("provider_attempts", database, sys.stdout, chosen=listing.Filter(), limit=20)
 
 
 def _stay(port: int, state_dir: Path) -> None:
-    database = state_dir / "edgegw.db"
+    plain = {"model": "smart", "messages": [_user("Hello")]}
     print(f"""
 Everything is still up. In another terminal:
 
-  curl -s localhost:{port}/v1/chat/completions -d '{_compact({"model": "smart", "messages": [_user("Hello")]})}'
-  curl -sN localhost:{port}/v1/chat/completions -d '{_compact({"model": "flaky", "stream": True, "messages": [_user("Hello")]})}'
-  edgegw attempts --follow --db {database}
+{_curl(port, plain)}
+
+{_curl(port, {**plain, "model": "flaky", "stream": True})}
+
+{_program()} attempts --follow --db {state_dir / "edgegw.db"}
 
 Ctrl-C ends it.""")
     with suppress(KeyboardInterrupt):
@@ -144,9 +149,9 @@ def title(number: int, text: str) -> None:
     print(f"\n{number}. {text}\n", flush=True)
 
 
-def ask(port: int, body: dict[str, object]) -> None:
-    """Sends the request, and shows it as the curl line that would, the answer as it comes, and what the gateway says."""
-    print(f"$ curl -s{'N' if body.get('stream') else ''} localhost:{port}/v1/chat/completions -d '{_compact(body)}'")
+def ask(port: int, body: Mapping[str, object]) -> None:
+    """Sends the request; shows it as curl would send it, the answer as it comes, and what the gateway says of it."""
+    print(f"{_curl(port, body)}\n")
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
     reply = connection.getresponse()
@@ -176,7 +181,8 @@ def _words(reply: http.client.HTTPResponse) -> Iterator[str]:
 
 def _answer(body: bytes) -> str:
     document = json.loads(body)
-    return f"{document['choices'][0]['message']['content']}\n  usage: {json.dumps(document['usage'])}"
+    usage = {name: count for name, count in document["usage"].items() if isinstance(count, int)}
+    return f"{document['choices'][0]['message']['content']}\n  usage: {json.dumps(usage)}"
 
 
 def _wait_for_rows(database: Path, attempts: int) -> None:
@@ -193,8 +199,17 @@ def _user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
-def _compact(body: dict[str, object]) -> str:
-    return json.dumps(body, separators=(",", ":"))
+def _curl(port: int, body: Mapping[str, object]) -> str:
+    """The request as one types it, a field a line."""
+    fields = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in body.items())
+    options = "-sN" if body.get("stream") else "-s"
+    return f"curl {options} localhost:{port}/v1/chat/completions -d '{{\n{fields}\n}}'"
+
+
+def _program() -> str:
+    """How this program is called from a shell: not by its bare name when it lies in an environment of its own."""
+    own = Path(sys.executable).with_name("edgegw")
+    return str(own) if own.is_file() and shutil.which("edgegw") != str(own) else "edgegw"
 
 
 def _is_free(port: int) -> bool:

@@ -57,7 +57,7 @@ LAYERS: dict[int, str] = {
         simulator.server
     """,
     4: """
-        __main__ app cli supervisor child doors worker demo simulate show
+        __main__ app cli supervisor child doors worker demo show simulator.run
     """,
 }
 
@@ -94,7 +94,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "worker": ("child",),
     "supervisor": ("child", "doors"),
     "demo": ("show",),  # ends with the rows, as `edgegw attempts` prints them
-    "cli": ("app", "demo", "show", "simulate"),
+    "cli": ("app", "demo", "show", "simulator.run"),
     "__main__": ("cli",),
 }
 
@@ -123,7 +123,7 @@ LIBRARIES: dict[str, set[str]] = {
     "click": {"cli"},
     "httptools": {"http.connection", "http.response", "simulator.server"},
     "orjson": {"gateway", "control.admin"},
-    "uvloop": {"app", "simulate"},
+    "uvloop": {"app", "simulator.run"},
     "yaml": {"settings.document", "simulator.rules_file"},
 }
 

@@ -13,5 +13,7 @@ def load(path: str) -> Rules:
     """The rules of a YAML file (docs/simulator.md); RulesError, with the file's name, on everything that is wrong."""
     try:
         return Rules.build(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RulesError) as error:
+    except OSError as error:
+        raise RulesError(f"{path}: cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, yaml.YAMLError, RulesError) as error:
         raise RulesError(f"{path}: {error}") from None

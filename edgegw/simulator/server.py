@@ -268,10 +268,6 @@ class Simulator:
             connection.close()
         await self._server.wait_closed()
 
-    async def wait(self) -> None:
-        """Until cancelled."""
-        await self._server.serve_forever()
-
 
 async def start(
     host: str = "127.0.0.1",
@@ -289,14 +285,3 @@ async def start(
     connections: set[_Connection] = set()
     server = await loop.create_server(lambda: _Connection(house, loop, connections), host, port, backlog=_BACKLOG)
     return Simulator(server, connections, host, house.stats)
-
-
-async def serve(
-    host: str, port: int, *, seed: int, rules: Rules | None, latency_s: float, pace_s: float, tokens: int
-) -> None:
-    """Serves until cancelled (the CLI's way)."""
-    simulator = await start(host, port, seed=seed, rules=rules, latency_s=latency_s, pace_s=pace_s, tokens=tokens)
-    try:
-        await simulator.wait()
-    finally:
-        await simulator.close()

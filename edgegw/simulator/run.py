@@ -1,8 +1,12 @@
-"""`edgegw simulate`: the simulator as a process of its own."""
+"""`edgegw simulate`: the simulator as a process of its own, from the words of a command line to the last connection.
+
+Whatever cannot be done is an error in words for whoever typed the command.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 
 import uvloop
@@ -12,24 +16,25 @@ from edgegw.simulator.rules import Rules, RulesError, seconds
 
 
 class BadOptionError(Exception):
-    """An option of the command that cannot be used, in words for its user."""
+    """An option of the command that cannot be used."""
 
 
-def run(host: str, port: int, *, seed: int, latency: str, pace: str, tokens: int, rules_file: str | None) -> None:
-    """Serves until SIGINT or SIGTERM."""
+class ListenError(Exception):
+    """The address cannot be had."""
+
+
+def run(host: str, port: int, *, seed: int, latency: str, pace: str, tokens: int, rules_path: str | None) -> None:
+    """Serves until SIGINT or SIGTERM. Raises BadOptionError and ListenError."""
     try:
         latency_s, pace_s = seconds(latency), seconds(pace)
-        rules = _rules(rules_file)
+        rules = rules_file.load(rules_path) if rules_path is not None else None
     except RulesError as error:
         raise BadOptionError(str(error)) from None
     try:
         uvloop.run(_serve(host, port, seed, rules, latency_s, pace_s, tokens))
     except OSError as error:
-        raise BadOptionError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-
-
-def _rules(path: str | None) -> Rules | None:
-    return rules_file.load(path) if path is not None else None
+        why = "another program listens there" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+        raise ListenError(f"cannot listen on {host}:{port}: {why}") from None
 
 
 async def _serve(
@@ -41,9 +46,7 @@ async def _serve(
     simulator = await server.start(
         host, port, seed=seed, rules=rules, latency_s=latency_s, pace_s=pace_s, tokens=tokens
     )
-    print(
-        f"simulator on {simulator.url} (OpenAI at {simulator.url}/v1; help at {simulator.url}/simulator/help)",
-        flush=True,
-    )
+    url = simulator.url
+    print(f"simulator on {url} (OpenAI at {url}/v1, Anthropic at {url}; help at {url}/simulator/help)", flush=True)
     await told_to_go.wait()
     await simulator.close()
