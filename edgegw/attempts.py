@@ -13,20 +13,21 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from edgegw import retry
-from edgegw.breaker import NOBODY, Breaker, BreakerPolicy, Pass, choose, ready_from
+from edgegw.breaker import NOBODY, Breaker, BreakerPolicy, Pass, State, choose, ready_from
 from edgegw.clock import Clock
-from edgegw.dialects.base import Ask, Call, PlainReply
+from edgegw.dialects.base import Ask, PlainReply
 from edgegw.errors import GatewayError, UpstreamFault
-from edgegw.exchange import Attempt, AttemptKind, Exchange, Target, Usage
+from edgegw.exchange import Attempt, AttemptKind, Exchange, Route, Target, Usage
 from edgegw.http.reply import Reply
 from edgegw.http.upstream import Pool
 from edgegw.http.watch import Watch
 from edgegw.providers.base import Provider
 from edgegw.relay import Leg, LegWaits, PlainLeg, StreamLeg
+from edgegw.reply_fields import target_fields
 from edgegw.tokens import TokenEstimator
 
-# Breakers are kept per target; patterns let clients name targets, so there is a bound.
-BREAKERS_MAX = 4096
+# Breakers and ladders are kept per target and route; patterns let clients name targets, so there is a bound.
+TARGETS_MAX = 4096
 _REQUEST_ID_FIELDS = (b"x-request-id", b"request-id")
 
 
@@ -50,16 +51,34 @@ class AttemptBooks(Protocol):
     def attempt(self, exchange: Exchange, attempt: Attempt) -> None: ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
+class Rung:
+    """A target of a route, with all that is needed to ask it. `fields`: its lines of a reply's head."""
+
+    target: Target
+    upstream: Upstream
+    fields: bytes
+
+
+@dataclass(slots=True, eq=False)
+class Ladder:
+    """A route made ready: its rungs, from the first choice down, and their breakers."""
+
+    route: Route
+    rungs: list[Rung]
+    breakers: list[Breaker]
+
+
+@dataclass(slots=True, eq=False)
 class Try:
     """One attempt while it is under way, and what came of it."""
 
     attempt: Attempt
-    upstream: Upstream
-    leave: Pass
+    rung: Rung
     leg: Leg | None = None
     fault: UpstreamFault | None = None
     answer: PlainReply | None = None  # of a request that is not streamed
+    unfinished: str | None = "internal"  # why nobody can say how it went; None when somebody can
 
     @property
     def upstream_request_id(self) -> bytes | None:
@@ -76,7 +95,7 @@ class Try:
 
 
 class Attempts:
-    """Runs exchanges against targets. One per worker."""
+    """Runs exchanges against targets. One per worker. `fields` makes the header lines of a stream when it commits."""
 
     def __init__(
         self,
@@ -92,229 +111,256 @@ class Attempts:
         self._upstreams = upstreams
         self._books = books
         self._watch = watch
-        self._clock = clock
+        self._now = clock.now
+        self._wall_ns = clock.wall_ns
         self._dice = dice
         self._loop = loop
         self._breaker_policy = breaker_policy
         self._estimator = estimator
         self._breakers: dict[Target, Breaker] = {}
+        self._ladders: dict[int, Ladder] = {}  # by the route's identity: hashing its value costs as much as a record
+
+    @property
+    def breakers_open(self) -> int:
+        return sum(breaker.state is not State.CLOSED for breaker in self._breakers.values())
 
     async def run(
         self,
         exchange: Exchange,
+        route: Route,
         ask: Ask,
         reply: Reply,
         deadline_s: float,
-        fields: Callable[[Try], bytes],
+        fields: Callable[[Exchange, Try], bytes],
     ) -> Try:
         """Asks the route's targets until one answers, the client leaves, or nothing is left to try. Returns the last
-        Try; raises GatewayError when no answer came and nothing was committed. `fields` makes the header lines of a
-        stream's reply when it commits."""
-        route = exchange.route
-        assert route is not None
-        targets = route.targets
-        breakers = [self._breaker(target) for target in targets]
-        index, leave = choose(breakers, 0, self._clock.now())
+        Try; raises GatewayError when no answer came and nothing was committed."""
+        ladder = self._ladder(route)
+        index, leave = choose(ladder.breakers, 0, self._now())
         kind: AttemptKind = "primary"
-        reason: str | None = None
         tries = 0
         fault: UpstreamFault | None = None
         while True:
             tries += 1
-            target = targets[index]
-            upstream = self._upstreams[target.provider]
+            rung, breaker = ladder.rungs[index], ladder.breakers[index]
+            upstream, is_retry = rung.upstream, kind == "retry"
             try:
-                call = upstream.provider.call(ask, target.model, exchange.id)
+                call = upstream.provider.call(ask, rung.target.model, exchange.id)
             except GatewayError as unsupported:  # this target's dialect cannot say it; nothing was sent
-                breakers[index].released(leave)
+                breaker.released(leave)
                 raise unsupported if fault is None else final_error(fault) from unsupported
             exchange.dropped = call.dropped
-            attempt = self._begin(exchange, target, kind, reason)
-            current = Try(attempt, upstream, leave)
-            upstream.budget.opened(kind == "retry")
+            current = Try(self._begin(exchange, rung.target, kind, fault), rung)
+            if not is_retry:
+                upstream.budget.opened()
             try:
-                await self._ask(current, call, exchange, ask, reply, deadline_s, fields)
+                leg = current.leg = self._leg(current, exchange, ask, reply, deadline_s, fields)
+                connection = upstream.pool.send(call.data, leg)
+                if connection is None:
+                    connection = await self._loop.create_task(upstream.pool.open(call.data, leg))
+                leg.sent(connection)
+                await leg.wakeup
+                self._judge(current, exchange, ask, reply)
+            except UpstreamFault as failure:
+                current.fault = failure
+            except asyncio.CancelledError:
+                current.unfinished = "draining"
+                if current.leg is not None:
+                    current.leg.cancel()
+                raise
             finally:
-                upstream.budget.closed(kind == "retry")
-                self._end(current, exchange, ask, breakers[index], reply)
+                upstream.budget.closed(is_retry)
+                self._end(current, exchange, ask, breaker, leave, reply)
             fault = current.fault
             if fault is None or reply.started or reply.gone:
                 return current
-            now_s = self._clock.now()
+            now_s = self._now()
             decision = retry.decide(
                 fault,
                 route.retry,
                 tries_on_target=tries,
                 attempts_total=len(exchange.attempts),
-                targets_left=ready_from(breakers, index + 1, now_s),
+                targets_left=ready_from(ladder.breakers, index + 1, now_s),
                 now_s=now_s,
                 deadline_s=deadline_s,
                 budget_ok=upstream.budget.allows(),
                 dice=self._dice(),
             )
-            reason = fault.kind
+            if decision.action is retry.Action.GIVE_UP:
+                raise final_error(fault)
             if decision.action is retry.Action.RETRY_SAME:
-                await asyncio.sleep(decision.delay_s)
-                exchange.upstream_s += decision.delay_s
-                leave = breakers[index].allows(self._clock.now())
+                leave = await self._back_off(decision.delay_s, upstream.budget, exchange, breaker)
                 if leave:
                     kind = "retry"
                     continue
-            elif decision.action is retry.Action.GIVE_UP:
-                raise final_error(fault)
-            index, leave = choose(breakers, index + 1, self._clock.now())
+            index, leave = choose(ladder.breakers, index + 1, self._now())
             if index == NOBODY:
                 raise final_error(fault)
             kind, tries = "fallback", 0
 
     # -- one attempt --
 
-    async def _ask(
+    def _leg(
         self,
         current: Try,
-        call: Call,
         exchange: Exchange,
         ask: Ask,
         reply: Reply,
         deadline_s: float,
-        fields: Callable[[Try], bytes],
-    ) -> None:
-        """Sends the request and sees the reply through; the outcome is in `current`."""
-        upstream, target = current.upstream, current.attempt.target
-        provider, pool, clock = upstream.provider, upstream.pool, self._clock
-        future: asyncio.Future[None] = self._loop.create_future()
-        leg: PlainLeg | StreamLeg
-        created_s = exchange.started_ns // 1_000_000_000
-        if ask.stream:
-            reader = provider.stream(ask, target.model, created_s=created_s)
-            leg = StreamLeg(
-                reply, future, self._watch, clock.now, upstream.waits, deadline_s, reader, lambda _: fields(current)
-            )
-        else:
-            leg = PlainLeg(reply, future, self._watch, clock.now, upstream.waits, deadline_s)
-        current.leg = leg
-        connection = pool.send(call.data, leg)
-        if connection is None:
-            try:
-                connection = await pool.open(call.data, leg)
-            except UpstreamFault as fault:
-                current.fault = fault
-                return
-        leg.sent(connection)
-        await leg.whole()
-        current.attempt.reused = connection.reused
-        if leg.gone:
-            return
-        current.fault = leg.fault
-        if leg.fault is None and not reply.started:
-            self._judge(current, exchange, ask, leg, created_s)
+        fields: Callable[[Exchange, Try], bytes],
+    ) -> PlainLeg | StreamLeg:
+        waits = current.rung.upstream.waits
+        if not ask.stream:
+            return PlainLeg(reply, self._watch, self._now, waits, deadline_s)
+        reader = current.rung.upstream.provider.stream(
+            ask, current.rung.target.model, created_s=exchange.started_ns // 1_000_000_000
+        )
+        return StreamLeg(reply, self._watch, self._now, waits, deadline_s, reader, lambda: fields(exchange, current))
 
-    def _judge(self, current: Try, exchange: Exchange, ask: Ask, leg: Leg, created_s: int) -> None:
-        """A whole reply came and nothing of it was shown yet: is it an answer?"""
-        provider = current.upstream.provider
+    def _judge(self, current: Try, exchange: Exchange, ask: Ask, reply: Reply) -> None:
+        """The leg is over. If a whole reply came and nothing of it was shown yet: is it an answer? Raises
+        UpstreamFault."""
+        leg = current.leg
+        assert leg is not None
+        current.unfinished = None
+        current.fault = leg.fault
+        if leg.gone or leg.fault is not None or reply.started:
+            return
+        provider = current.rung.upstream.provider
+        if not 200 <= leg.status < 300 or leg.status == 204:
+            fault = provider.fault(leg.status, leg.headers, leg.body, self._wall_ns() / 1e9)
+            fault.verbatim = fault.verbatim and provider.dialect == ask.dialect
+            raise fault
         try:
-            if not 200 <= leg.status < 300 or leg.status == 204:
-                wall_s = self._clock.wall_ns() / 1e9
-                current.fault = provider.fault(leg.status, leg.headers, leg.body, wall_s)
-                return
-            answer = provider.plain(ask, current.attempt.target.model, leg.body, created_s=created_s)
-            if ask.stream:
-                current.fault = UpstreamFault(
-                    "upstream_garbage", "The provider answered a streamed request without a stream.", leg.status
-                )
-            else:
-                current.answer = answer
+            created_s = exchange.started_ns // 1_000_000_000
+            answer = provider.plain(ask, current.rung.target.model, leg.body, created_s=created_s)
         except UpstreamFault as fault:
             fault.status = fault.status or leg.status
-            current.fault = fault
+            raise
+        if ask.stream:
+            message = "The provider answered a streamed request without a stream."
+            raise UpstreamFault("upstream_garbage", message, status=leg.status)
+        current.answer = answer
+
+    async def _back_off(self, delay_s: float, budget: retry.RetryBudget, exchange: Exchange, breaker: Breaker) -> Pass:
+        """Waits before the same target is asked again. The retry counts against the budget from now on."""
+        budget.opened(retry=True)
+        try:
+            await asyncio.sleep(delay_s)
+        except asyncio.CancelledError:
+            budget.closed(retry=True)
+            raise
+        exchange.upstream_s += delay_s
+        leave = breaker.allows(self._now())
+        if not leave:
+            budget.closed(retry=True)
+        return leave
 
     # -- its books --
 
-    def _begin(self, exchange: Exchange, target: Target, kind: AttemptKind, reason: str | None) -> Attempt:
+    def _begin(self, exchange: Exchange, target: Target, kind: AttemptKind, before: UpstreamFault | None) -> Attempt:
         """Written before the first byte goes upstream."""
-        clock, number = self._clock, len(exchange.attempts) + 1
-        attempt = Attempt(number, kind, target, clock.wall_ns(), clock.now(), reason)
-        exchange.attempts.append(attempt)
-        if number == 1:
+        attempts = exchange.attempts
+        attempt = Attempt(len(attempts) + 1, kind, target, self._wall_ns(), self._now())
+        attempts.append(attempt)
+        if before is None:
             self._books.begin(exchange, attempt)
-            exchange.begun = True
         else:
+            attempt.retry_reason = before.kind
             self._books.try_(exchange, attempt)
         return attempt
 
-    def _end(self, current: Try, exchange: Exchange, ask: Ask, breaker: Breaker, reply: Reply) -> None:
+    def _end(self, current: Try, exchange: Exchange, ask: Ask, breaker: Breaker, leave: Pass, reply: Reply) -> None:
         """Stamps the attempt, tells the breaker, writes the record. Never raises, awaits nothing."""
         attempt, leg, fault = current.attempt, current.leg, current.fault
-        now_s = self._clock.now()
-        attempt.duration_s = now_s - attempt.started_s
+        now_s = self._now()
+        started_s = attempt.started_s
+        attempt.duration_s = now_s - started_s
         exchange.upstream_s += attempt.duration_s
-        if leg is not None:
+        if leg is not None and leg.first_byte_s is not None:
             attempt.status = leg.status
-            if leg.first_byte_s is not None:
-                attempt.first_byte_s = leg.first_byte_s - attempt.started_s
+            attempt.reused = leg.reused
+            attempt.first_byte_s = leg.first_byte_s - started_s
             if leg.first_token_s is not None:
-                attempt.first_token_s = leg.first_token_s - attempt.started_s
-            heard = current.answer or leg.heard
-            if heard is not None:
-                attempt.usage = heard.usage
-                attempt.finish_reason = heard.finish_reason
-                attempt.upstream_model = heard.model
-            self._count(current, exchange, ask, leg)
+                attempt.first_token_s = leg.first_token_s - started_s
             request_id = current.upstream_request_id
             if request_id is not None:
                 attempt.upstream_request_id = request_id.decode("latin-1")
+            self._count(current, attempt, leg, exchange, ask)
         if fault is not None:
             attempt.error_kind = fault.kind
-            self._tell(breaker, current, fault, now_s)
-        elif leg is None or leg.gone or reply.gone:
-            attempt.error_kind = "client_slow" if reply.slow else "client_gone"
-            breaker.released(current.leave)
-        elif leg.status:
-            breaker.succeeded(now_s, current.leave)
+            self._tell(breaker, leave, fault, now_s)
+        elif reply.gone or current.unfinished is not None:
+            attempt.error_kind = reply.why_gone or current.unfinished
+            breaker.released(leave)
         else:
-            attempt.error_kind = "internal"
-            breaker.released(current.leave)
+            breaker.succeeded(now_s, leave)
         self._books.attempt(exchange, attempt)
 
-    def _count(self, current: Try, exchange: Exchange, ask: Ask, leg: Leg) -> None:
+    def _count(self, current: Try, attempt: Attempt, leg: Leg, exchange: Exchange, ask: Ask) -> None:
         """What the attempt used: the provider's own count, else ours of what was seen of its answer, marked so."""
-        attempt, estimator = current.attempt, self._estimator
-        usage = attempt.usage
+        heard = current.answer or leg.heard
+        if heard is None:
+            return
+        usage = attempt.usage = heard.usage
+        attempt.finish_reason = heard.finish_reason
+        attempt.upstream_model = heard.model
         if usage is not None and attempt.finish_reason is not None:
-            estimator.learn(exchange.tenant, attempt.target.model, ask.body, usage.input, usage.output)
+            self._estimator.learn(exchange.tenant, attempt.target.model, ask.body, usage.input, usage.output)
         elif 200 <= leg.status < 300 and leg.events:
             # Broken off: a usage that came before the end (Anthropic's message_start) is only that of the prompt.
-            seen = usage or Usage(estimator.prompt_tokens(attempt.target.model, ask.body))
+            seen = usage or Usage(self._estimator.prompt_tokens(attempt.target.model, ask.body))
             usage = attempt.usage = replace(seen, output=max(seen.output, leg.events), estimated=True)
         if usage is not None:
             total = exchange.usage
             exchange.usage = usage if total is None else total + usage
 
-    def _tell(self, breaker: Breaker, current: Try, fault: UpstreamFault, now_s: float) -> None:
+    def _tell(self, breaker: Breaker, leave: Pass, fault: UpstreamFault, now_s: float) -> None:
         health = retry.verdict(fault).health
         if health is retry.Health.ILL:
-            breaker.failed(now_s, self._dice(), current.leave)
+            breaker.failed(now_s, self._dice(), leave)
         elif health is retry.Health.ALIVE:
-            breaker.succeeded(now_s, current.leave)
+            breaker.succeeded(now_s, leave)
         else:
-            breaker.released(current.leave)
+            breaker.released(leave)
+
+    # -- routes made ready --
+
+    def _ladder(self, route: Route) -> Ladder:
+        ladder = self._ladders.get(id(route))
+        if ladder is None or ladder.route is not route:
+            rungs = [
+                Rung(target, self._upstreams[target.provider], target_fields(route, target)) for target in route.targets
+            ]
+            if len(self._ladders) >= TARGETS_MAX:
+                self._ladders.clear()
+            ladder = Ladder(route, rungs, [self._breaker(target) for target in route.targets])
+            self._ladders[id(route)] = ladder
+        return ladder
 
     def _breaker(self, target: Target) -> Breaker:
         breaker = self._breakers.get(target)
         if breaker is None:
-            if len(self._breakers) >= BREAKERS_MAX:
+            if len(self._breakers) >= TARGETS_MAX:
                 self._breakers.clear()
+                self._ladders.clear()
             breaker = self._breakers[target] = Breaker(self._breaker_policy)
         return breaker
+
+
+# The provider's own error body is shown as it is (in its own dialect only) where it is about the request or a limit.
+_SHOWN_VERBATIM = frozenset(("upstream_refused", "upstream_rate_limited", "upstream_quota"))
+# A provider that says "do not retry" is said to stay away for this long: no time to pass on to a client.
+_RETRY_AFTER_SHOWN_MAX_S = 3599.0
 
 
 def final_error(fault: UpstreamFault) -> GatewayError:
     """What the client is told when nothing more is tried. The provider's own words are kept where they are its error
     message in the client's dialect; its status where it is about the request (`upstream_refused`)."""
     headers: tuple[tuple[bytes, bytes], ...] = ()
-    if fault.retry_after_s is not None:
-        seconds = max(1, -int(-fault.retry_after_s // 1))
-        headers = ((b"retry-after", b"%d" % seconds), (b"retry-after-ms", b"%d" % int(fault.retry_after_s * 1000)))
+    after_s = fault.retry_after_s
+    if after_s is not None and after_s <= _RETRY_AFTER_SHOWN_MAX_S:
+        headers = ((b"retry-after", b"%d" % max(1, -int(-after_s // 1))), (b"retry-after-ms", b"%d" % (after_s * 1e3)))
     refused = fault.kind == "upstream_refused"
     return GatewayError(
         fault.kind,
@@ -326,6 +372,3 @@ def final_error(fault: UpstreamFault) -> GatewayError:
         headers=headers,
         body=fault.body if fault.verbatim and fault.kind in _SHOWN_VERBATIM else None,
     )
-
-
-_SHOWN_VERBATIM = frozenset(("upstream_refused", "upstream_rate_limited", "upstream_quota"))

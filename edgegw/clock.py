@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-_UUID_VERSION_7 = 7 << 76
-_UUID_VARIANT = 2 << 62
-_LOW_62_BITS = (1 << 62) - 1
-_HIGH_12_BITS = 0xFFF << 64
+_VARIANT = 0b10 << 14  # the two bits after which the second half of the dice begins
 
 
 class Clock(Protocol):
@@ -40,14 +37,13 @@ class ManualClock:
         self._wall_ns += int(seconds * 1e9)
 
 
-def uuid7(wall_ns: int, dice_80: int) -> str:
-    """A UUIDv7 (RFC 9562, 5.7) in its text form: 48 bits of `wall_ns` in milliseconds, 74 of the 80 bits of `dice_80`."""
-    number = (
-        (wall_ns // 1_000_000) << 80
-        | _UUID_VERSION_7
-        | (dice_80 & _HIGH_12_BITS)
-        | _UUID_VARIANT
-        | (dice_80 & _LOW_62_BITS)
+def uuid7(wall_ns: int, dice_74: int) -> str:
+    """A UUIDv7 (RFC 9562, 5.7) in its text form: 48 bits of `wall_ns` in milliseconds and 74 bits of dice."""
+    ms = wall_ns // 1_000_000
+    return "%08x-%04x-7%03x-%04x-%012x" % (  # noqa: UP031 (half the cost of an f-string with five formats)
+        ms >> 16,
+        ms & 0xFFFF,
+        dice_74 >> 62 & 0xFFF,
+        _VARIANT | dice_74 >> 48 & 0x3FFF,
+        dice_74 & 0xFFFF_FFFF_FFFF,
     )
-    digits = f"{number:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Protocol
 
 import orjson
@@ -21,12 +22,12 @@ from edgegw.dialects import openai_chat
 from edgegw.dialects.base import Ask
 from edgegw.endpoints import MODELS
 from edgegw.errors import GatewayError
-from edgegw.exchange import Exchange, State
+from edgegw.exchange import Exchange, Route, State
 from edgegw.http.reply import JSON, Reply
 from edgegw.http.request import Request
 from edgegw.limits.limiter import Limiter
 from edgegw.phases import admit
-from edgegw.reply_fields import ReplyFields
+from edgegw.reply_fields import answer_fields, refusal_fields
 from edgegw.routing import Router
 from edgegw.tokens import TokenEstimator
 
@@ -56,14 +57,36 @@ class Books(Protocol):
     def end(self, exchange: Exchange) -> None: ...
 
 
-@dataclass(slots=True)
-class Ending:
-    """What the client still has to be sent when the books are closed."""
+class Way(IntEnum):
+    """How what is left of a reply gets to the client."""
 
-    deliver: Callable[[Reply], None]
+    SEND = 0  # the whole of it
+    END = 1  # the last bytes of a stream
+    FAIL = 2  # one error event, then the connection closes
+    NOBODY = 3  # the client has gone
+
+
+_SEND, _END, _FAIL, _NOBODY = Way
+
+
+@dataclass(slots=True, eq=False)
+class Ending:
+    """What the client still has to be sent when the books are closed, and what they say."""
+
+    way: Way
     status: int
     state: State
     error_kind: str | None = None
+    fields: bytes = b""
+    body: bytes = b""
+
+    def deliver(self, reply: Reply) -> None:
+        if self.way is _SEND:
+            reply.send(self.status, self.fields, self.body)
+        elif self.way is _END:
+            reply.end(self.body)
+        elif self.way is _FAIL:
+            reply.fail(self.body)
 
 
 class Gateway:
@@ -77,7 +100,7 @@ class Gateway:
         attempts: Attempts,
         books: Books,
         clock: Clock,
-        dice_80: Callable[[], int],
+        dice_74: Callable[[], int],
         *,
         total_timeout_s: float,
         in_flight_max: int,
@@ -87,13 +110,12 @@ class Gateway:
         self._estimator = estimator
         self._attempts = attempts
         self._books = books
-        self._clock = clock
-        self._dice_80 = dice_80
+        self._now = clock.now
+        self._wall_ns = clock.wall_ns
+        self._dice_74 = dice_74
         self._total_timeout_s = total_timeout_s
         self._in_flight_max = in_flight_max
-        self._fields = ReplyFields()
         self.in_flight = 0
-        self.draining = False
 
     def serve(self, request: Request, reply: Reply) -> Coroutine[Any, Any, None]:
         """The handler of the server: a request that its head already condemned is handled (and recorded) as well."""
@@ -106,15 +128,16 @@ class Gateway:
         try:
             self._check(request)
             ask = self._read(request, exchange)
-            exchange.tenant = admit(ask)
-            exchange.route = self._router.resolve(ask.use_case, ask.model)
-            tokens = self._estimate(exchange, ask)
-            exchange.grant = self._limiter.reserve_now(exchange.tenant, tokens) or await self._limiter.reserve(
-                exchange.tenant, tokens
-            )
-            ending = await self._ask(exchange, ask, reply)
+            tenant = exchange.tenant = admit(ask)
+            route = exchange.route = self._router.resolve(ask.use_case, ask.model)
+            tokens = self._estimate(tenant, route, ask)
+            limiter, attempts = self._limiter, self._attempts
+            exchange.grant = limiter.reserve_now(tenant, tokens) or await limiter.reserve(tenant, tokens)
+            deadline_s = exchange.started_s + self._total_timeout_s
+            last = await attempts.run(exchange, route, ask, reply, deadline_s, self._commit)
+            ending = self._conclude(exchange, last, reply)
         except GatewayError as error:
-            ending = self._refuse(exchange, error)
+            ending = self._refuse(exchange, error, reply)
         except asyncio.CancelledError:
             ending = self._leave(exchange, reply)
         except Exception:
@@ -123,13 +146,12 @@ class Gateway:
         self._close(exchange, ending, reply)
         ending.deliver(reply)
 
-    # -- the steps --
+    # -- before the attempts --
 
     def _open(self, request: Request) -> Exchange:
-        clock = self._clock
-        wall_ns = clock.wall_ns()
+        wall_ns = self._wall_ns()
         self.in_flight += 1
-        return Exchange(uuid7(wall_ns, self._dice_80()), wall_ns, clock.now(), bytes_in=len(request.body))
+        return Exchange(uuid7(wall_ns, self._dice_74()), wall_ns, self._now(), bytes_in=len(request.body))
 
     def _check(self, request: Request) -> None:
         if request.error is not None:
@@ -144,65 +166,65 @@ class Gateway:
         exchange.stream = ask.stream
         exchange.model_asked = ask.model
         exchange.use_case = ask.use_case
-        exchange.tenant = ask.tenant or exchange.tenant
         return ask
 
-    def _estimate(self, exchange: Exchange, ask: Ask) -> int:
-        route = exchange.route
-        assert route is not None
-        return self._estimator.estimate(
-            exchange.tenant, route.targets[0].model, ask.body, ask.max_output_tokens, ask.choices
+    def _estimate(self, tenant: str, route: Route, ask: Ask) -> int:
+        model = route.targets[0].model
+        return self._estimator.estimate(tenant, model, ask.body, ask.max_output_tokens, ask.choices)
+
+    # -- what the attempts came to --
+
+    def _commit(self, exchange: Exchange, current: Try) -> bytes:
+        """The header lines of an answer, when its first bytes are about to leave."""
+        attempt, now_s = current.attempt, self._now()
+        spent_s = exchange.committed_s = now_s - exchange.started_s
+        upstream_s = exchange.upstream_s
+        if not attempt.duration_s:  # a stream commits while its attempt goes on
+            upstream_s += now_s - attempt.started_s
+        return answer_fields(
+            exchange,
+            current.rung.fields,
+            self._limiter.headers(exchange.tenant),
+            (spent_s - upstream_s) * 1e3,
+            upstream_s * 1e3,
+            current.upstream_request_id,
         )
 
-    async def _ask(self, exchange: Exchange, ask: Ask, reply: Reply) -> Ending:
-        """The attempts, and what their last one means for the client."""
-        deadline_s = exchange.started_s + self._total_timeout_s
-
-        def fields(current: Try) -> bytes:
-            exchange.committed_s = self._clock.now() - exchange.started_s
-            return self._answer_fields(exchange, current)
-
-        current = await self._attempts.run(exchange, ask, reply, deadline_s, fields)
+    def _conclude(self, exchange: Exchange, last: Try, reply: Reply) -> Ending:
         if reply.gone:
             return self._leave(exchange, reply)
-        fault, answer = current.fault, current.answer
+        fault, answer = last.fault, last.answer
         if fault is not None:
-            error = GatewayError(fault.kind, fault.message, code=fault.code)
-            return self._break_off(error)
-        if answer is not None:
-            head = self._answer_fields(exchange, current)
-            body = answer.body
-            exchange.bytes_out = len(head) + len(body)
-            return Ending(lambda reply: reply.send(200, head, body), 200, "complete")
-        last = current.last
-        return Ending(lambda reply: reply.end(last), 200, "complete")
+            return self._break_off(GatewayError(fault.kind, fault.message, code=fault.code))
+        if answer is None:
+            return Ending(_END, 200, "complete", None, b"", last.last)
+        return Ending(_SEND, 200, "complete", None, self._commit(exchange, last), answer.body)
 
-    def _refuse(self, exchange: Exchange, error: GatewayError, reply: Reply | None = None) -> Ending:
-        if reply is not None and reply.started:
+    def _refuse(self, exchange: Exchange, error: GatewayError, reply: Reply) -> Ending:
+        if reply.gone:
+            return self._leave(exchange, reply)
+        if reply.started:
             return self._break_off(error)
-        body = error.body or openai_chat.error_body(error)
-        head = self._fields.refusal(exchange, error, self._limiter.headers(exchange.tenant) if exchange.route else b"")
+        limit_fields = self._limiter.headers(exchange.tenant) if exchange.route is not None else b""
+        fields = refusal_fields(exchange, error, limit_fields)
         state: State = "failed" if exchange.attempts else "refused"
-        exchange.bytes_out = len(body)
-        return Ending(lambda reply: reply.send(error.status, head, body), error.status, state, error.kind)
+        return Ending(_SEND, error.status, state, error.kind, fields, openai_chat.error_body(error))
 
     def _break_off(self, error: GatewayError) -> Ending:
         """After the commit: exactly one error event, then the connection closes."""
-        event = openai_chat.error_event(error)
         state = STATES_AFTER_COMMIT.get(error.kind, "reset")
-        return Ending(lambda reply: reply.fail(event), 200, state, error.kind)
+        return Ending(_FAIL, 200, state, error.kind, b"", openai_chat.error_event(error))
 
     def _leave(self, exchange: Exchange, reply: Reply) -> Ending:
         """The client left, or the worker stops and this exchange did not end in time."""
-        if reply.gone:
-            kind: State = "client_slow" if reply.slow else "client_gone"
-            return Ending(_nothing, 200 if reply.started else 499, kind, kind)
+        gone = reply.why_gone
+        if gone is not None:
+            return Ending(_NOBODY, 200 if reply.started else 499, gone, gone)
         error = GatewayError("draining", "The gateway is being stopped.")
         if reply.started:
-            return Ending(lambda reply: reply.fail(openai_chat.error_event(error)), 200, "drained", error.kind)
-        body = openai_chat.error_body(error)
-        head = self._fields.refusal(exchange, error, b"")
-        return Ending(lambda reply: reply.send(error.status, head, body), error.status, "drained", error.kind)
+            return Ending(_FAIL, 200, "drained", error.kind, b"", openai_chat.error_event(error))
+        fields = refusal_fields(exchange, error, b"")
+        return Ending(_SEND, error.status, "drained", error.kind, fields, openai_chat.error_body(error))
 
     # -- the end --
 
@@ -212,24 +234,12 @@ class Gateway:
         exchange.status = ending.status
         exchange.state = ending.state
         exchange.error_kind = ending.error_kind
-        exchange.bytes_out += reply.bytes_out
-        exchange.duration_s = self._clock.now() - exchange.started_s
-        grant = exchange.grant
+        exchange.bytes_out = reply.bytes_out + len(ending.fields) + len(ending.body)
+        exchange.duration_s = self._now() - exchange.started_s
+        grant, usage = exchange.grant, exchange.usage
         if grant is not None:
-            self._limiter.settle(grant, exchange.usage.total if exchange.usage is not None else 0)
+            self._limiter.settle(grant, usage.total if usage is not None else 0)
         self._books.end(exchange)
-
-    def _answer_fields(self, exchange: Exchange, current: Try) -> bytes:
-        """At the commit of a stream its attempt is still going on; at that of a plain answer it is over."""
-        attempt, now_s = current.attempt, self._clock.now()
-        upstream_s = exchange.upstream_s
-        if not attempt.duration_s:
-            upstream_s += now_s - attempt.started_s
-        own_s = now_s - exchange.started_s - upstream_s
-        limit_fields = self._limiter.headers(exchange.tenant)
-        return self._fields.answer(
-            exchange, attempt.target, limit_fields, own_s * 1e3, upstream_s * 1e3, current.upstream_request_id
-        )
 
     async def _list_models(self, request: Request, reply: Reply) -> None:
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "edgegw"} for name in self._router.models()]
@@ -237,7 +247,3 @@ class Gateway:
 
 
 _SOON = ((b"retry-after", b"1"),)
-
-
-def _nothing(reply: Reply) -> None:
-    """The client is gone: there is nobody to tell."""

@@ -1,7 +1,7 @@
 """From the upstream's bytes to the client's: the legs of an attempt, the gate, and the only code that runs per chunk.
 
-A `Leg` receives the reply of one attempt (it is the Sink of an upstream connection) while the request's task sleeps on
-its future. `PlainLeg` collects a whole reply; `StreamLeg` holds a stream back until its first content (the gate),
+A `Leg` receives the reply of one attempt (it is the Sink of an upstream connection) while the request's errand sleeps
+until its end. `PlainLeg` collects a whole reply; `StreamLeg` holds a stream back until its first content (the gate),
 commits, and from then on writes what arrives straight to the client's transport, without a task or an object per
 chunk. What must not be on the wire before the books are closed (the terminator and what came with it) is left in
 `last` for the gateway.
@@ -12,7 +12,6 @@ the commit: `reply.started`), or `gone` is True because the client left. It does
 
 from __future__ import annotations
 
-import asyncio
 import zlib
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from enum import IntEnum
 from typing import Protocol
 
 from edgegw.dialects.base import StreamReader
+from edgegw.errand import Wakeup
 from edgegw.errors import UpstreamFault
 from edgegw.exchange import Usage
 from edgegw.http.reply import Reply
@@ -90,7 +90,6 @@ class Leg:
     __slots__ = (
         "_clock",
         "_deadline_s",
-        "_future",
         "_inflate",
         "_pieces",
         "_size",
@@ -106,21 +105,22 @@ class Leg:
         "gone",
         "headers",
         "reply",
+        "reused",
         "stamp_s",
         "status",
+        "wakeup",
     )
 
     def __init__(
         self,
         reply: Reply,
-        future: asyncio.Future[None],
         watch: Watch,
         clock: Callable[[], float],
         waits: LegWaits,
         deadline_s: float,
     ) -> None:
         self.reply = reply
-        self._future = future
+        self.wakeup = Wakeup()
         self._watch = watch
         self._clock = clock
         self._waits = waits
@@ -131,6 +131,7 @@ class Leg:
         self._size = 0
         self.connection: Upstream | None = None
         self.status = 0
+        self.reused = False
         self.headers: list[tuple[bytes, bytes]] = []
         self.body = b""  # of an error, or of a whole plain reply
         self.fault: UpstreamFault | None = None
@@ -150,7 +151,12 @@ class Leg:
         """Events of a stream so far: about a token each."""
         return 0
 
-    # -- the task's side --
+    @property
+    def over(self) -> bool:
+        """The leg has ended, in whatever way."""
+        return self._stage is OVER
+
+    # -- the errand's side --
 
     def sent(self, connection: Upstream) -> None:
         """The request is on its way on this connection; from here the client's leaving ends it."""
@@ -162,20 +168,18 @@ class Leg:
         self.expires_s = min(self.stamp_s + self._waits.first_byte_s, self._deadline_s)
         self._watch.add(self)
 
-    async def whole(self) -> None:
-        """Sleeps until the leg has ended. A cancelled task takes the upstream connection with it."""
-        try:
-            await self._future
-        finally:
-            self.reply.on_gone = None
-            if self._stage is not OVER:
-                self._stop()
+    def cancel(self) -> None:
+        """Nobody waits for it any more: the upstream connection goes."""
+        if self._stage is not OVER:
+            self._stop()
 
     # -- the upstream's side (Sink) --
 
     def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.status = status
         self.headers = headers
+        if self.connection is not None:
+            self.reused = self.connection.reused
         now_s = self.first_byte_s = self._clock()
         self.stamp_s = now_s
         for name, value in headers:
@@ -268,7 +272,7 @@ class Leg:
         self.expires_s = NEVER
         self._watch.discard(self)
         reply = self.reply
-        reply.on_pause = reply.on_resume = None
+        reply.on_gone = reply.on_pause = reply.on_resume = None
 
     def _drop_connection(self) -> None:
         connection = self.connection
@@ -279,8 +283,7 @@ class Leg:
         self._watch.discard(self)
 
     def _wake(self) -> None:
-        if not self._future.done():
-            self._future.set_result(None)
+        self.wakeup.fire()
 
 
 class PlainLeg(Leg):
@@ -316,15 +319,14 @@ class StreamLeg(Leg):
     def __init__(
         self,
         reply: Reply,
-        future: asyncio.Future[None],
         watch: Watch,
         clock: Callable[[], float],
         waits: LegWaits,
         deadline_s: float,
         reader: StreamReader,
-        fields: Callable[[StreamLeg], bytes],
+        fields: Callable[[], bytes],
     ) -> None:
-        super().__init__(reply, future, watch, clock, waits, deadline_s)
+        super().__init__(reply, watch, clock, waits, deadline_s)
         self._reader = reader
         self._fields = fields
         self._withholding = reader.withholding
@@ -447,7 +449,7 @@ class StreamLeg(Leg):
         if connection is not None:
             reply.on_pause = connection.pause
             reply.on_resume = connection.resume
-        reply.start(200, self._fields(self), held)
+        reply.start(200, self._fields(), held)
         self._set_lane()
 
     def _set_lane(self) -> None:

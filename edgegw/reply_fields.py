@@ -1,18 +1,14 @@
 """The header lines that tell a client what happened: who answered, over which route, what is left of its limit.
 
-Pure: values in, header lines out. What is the same for all replies of a target on a route is made once and kept.
-Nothing of a provider's own headers is passed on but its request id; organisation names and the like stay with us.
+Pure: values in, header lines out. Nothing of a provider's own headers is passed on but its request id; organisation
+names and the like stay with us.
 """
 
 from __future__ import annotations
 
 from edgegw.errors import GatewayError, Source
-from edgegw.exchange import Exchange, Target
+from edgegw.exchange import Exchange, Route, Target
 from edgegw.http.reply import EVENT_STREAM, JSON
-
-# (route, target) pairs whose lines are kept; both are bounded by the settings except where patterns echo names.
-BLOCKS_MAX = 1024
-_TARGET_UNKNOWN = b"-"
 
 
 def visible(text: str) -> bytes:
@@ -23,76 +19,55 @@ def visible(text: str) -> bytes:
     return bytes(byte if 0x20 <= byte < 0x7F else 0x3F for byte in raw)
 
 
-class ReplyFields:
-    """Makes the header lines of replies. One per worker."""
+def target_fields(route: Route, target: Target) -> bytes:
+    """The lines that are the same in all replies of a target on a route."""
+    return b"cache-control: no-store\r\nx-edgegw-provider: %b\r\nx-edgegw-model: %b\r\nx-edgegw-route: %b\r\n" % (
+        visible(target.provider),
+        visible(target.model),
+        visible(route.name),
+    )
 
-    __slots__ = ("_blocks",)
 
-    def __init__(self) -> None:
-        self._blocks: dict[tuple[str, Target], bytes] = {}
+def answer_fields(
+    exchange: Exchange,
+    fields: bytes,
+    limit_fields: bytes,
+    own_ms: float,
+    upstream_ms: float,
+    upstream_request_id: bytes | None,
+) -> bytes:
+    """Of a provider's answer, plain or streamed. `fields` are its target's; `own_ms` is the gateway's share so far."""
+    lines = b"%b%bx-request-id: %b\r\nx-edgegw-attempts: %d\r\nserver-timing: gw;dur=%.3f, upstream;dur=%.1f\r\n%b" % (
+        EVENT_STREAM if exchange.stream else JSON,
+        fields,
+        exchange.id.encode(),
+        len(exchange.attempts),
+        own_ms,
+        upstream_ms,
+        limit_fields,
+    )
+    if upstream_request_id is not None:
+        lines += b"x-upstream-request-id: %b\r\n" % upstream_request_id
+    if exchange.dropped:
+        lines += b"x-edgegw-dropped: %b\r\n" % visible(", ".join(exchange.dropped))
+    return lines
 
-    def answer(
-        self,
-        exchange: Exchange,
-        target: Target,
-        limit_fields: bytes,
-        own_ms: float,
-        upstream_ms: float,
-        upstream_request_id: bytes | None,
-    ) -> bytes:
-        """Of a provider's answer, plain or streamed. `own_ms` is the gateway's own share so far."""
-        route = exchange.route
-        key = (route.name if route is not None else "", target)
-        block = self._blocks.get(key)
-        if block is None:
-            block = self._block(key)
-        fields = (
-            b"%b%bx-request-id: %b\r\nx-edgegw-attempts: %d\r\nserver-timing: gw;dur=%.3f, upstream;dur=%.1f\r\n%b"
-            % (
-                EVENT_STREAM if exchange.stream else JSON,
-                block,
-                exchange.id.encode(),
-                len(exchange.attempts),
-                own_ms,
-                upstream_ms,
-                limit_fields,
-            )
+
+def refusal_fields(exchange: Exchange, error: GatewayError, limit_fields: bytes) -> bytes:
+    """Of an error. After our own retries are used up, `x-should-retry: false` keeps an SDK from multiplying them; the
+    caller's own faults will not get better either."""
+    pieces = [JSON, b"x-request-id: %b\r\n" % exchange.id.encode()]
+    if exchange.attempts:
+        last = exchange.attempts[-1]
+        pieces.append(
+            b"x-edgegw-provider: %b\r\nx-edgegw-model: %b\r\nx-edgegw-attempts: %d\r\n"
+            % (visible(last.target.provider), visible(last.target.model), len(exchange.attempts))
         )
-        if upstream_request_id:
-            fields += b"x-upstream-request-id: %b\r\n" % upstream_request_id
-        if exchange.dropped:
-            fields += b"x-edgegw-dropped: %b\r\n" % visible(", ".join(exchange.dropped))
-        return fields
-
-    def refusal(self, exchange: Exchange, error: GatewayError, limit_fields: bytes) -> bytes:
-        """Of an error. After our own retries are used up, `x-should-retry: false` keeps an SDK from multiplying them;
-        the caller's own faults will not get better either."""
-        pieces = [JSON, b"x-request-id: %b\r\n" % exchange.id.encode()]
-        if exchange.route is not None:
-            pieces.append(b"x-edgegw-route: %b\r\n" % visible(exchange.route.name))
-        if exchange.attempts:
-            last = exchange.attempts[-1]
-            pieces.append(
-                b"x-edgegw-provider: %b\r\nx-edgegw-model: %b\r\nx-edgegw-attempts: %d\r\n"
-                % (visible(last.target.provider), visible(last.target.model), len(exchange.attempts))
-            )
-        if error.source is Source.UPSTREAM or exchange.attempts:
-            pieces.append(b"x-should-retry: false\r\n")
-        pieces.extend(b"%b: %b\r\n" % field for field in error.headers)
-        if not any(name.startswith(b"x-ratelimit-") for name, _ in error.headers):
-            pieces.append(limit_fields)
-        return b"".join(pieces)
-
-    def _block(self, key: tuple[str, Target]) -> bytes:
-        route, target = key
-        if len(self._blocks) >= BLOCKS_MAX:
-            self._blocks.clear()
-        block = self._blocks[key] = (
-            b"cache-control: no-store\r\nx-edgegw-provider: %b\r\nx-edgegw-model: %b\r\nx-edgegw-route: %b\r\n"
-            % (
-                visible(target.provider),
-                visible(target.model) or _TARGET_UNKNOWN,
-                visible(route),
-            )
-        )
-        return block
+    if exchange.route is not None:
+        pieces.append(b"x-edgegw-route: %b\r\n" % visible(exchange.route.name))
+    if error.source is Source.UPSTREAM or exchange.attempts:
+        pieces.append(b"x-should-retry: false\r\n")
+    pieces.extend(b"%b: %b\r\n" % field for field in error.headers)
+    if not any(name.startswith(b"x-ratelimit-") for name, _ in error.headers):
+        pieces.append(limit_fields)
+    return b"".join(pieces)

@@ -128,23 +128,20 @@ class Rig:
         self.client = FakeClient()
         self.reply = Reply(self.client, Request(method=b"POST", http_1_0=http_1_0))
         self.reader = OpenAIChatStream(withholding=withholding)
-        future: asyncio.Future[None] = self.loop.create_future()
-        self.future = future
         deadline_s = self.clock.now() + 600
         self.leg: StreamLeg | PlainLeg
         if stream:
             self.leg = StreamLeg(
                 self.reply,
-                future,
                 self.watch,
                 self.clock.now,
                 WAITS,
                 deadline_s,
                 self.reader,
-                lambda leg: b"x-f: 1\r\n",
+                lambda: b"x-f: 1\r\n",
             )
         else:
-            self.leg = PlainLeg(self.reply, future, self.watch, self.clock.now, WAITS, deadline_s)
+            self.leg = PlainLeg(self.reply, self.watch, self.clock.now, WAITS, deadline_s)
         self.pool = FakePool()
         self.upstream = FakeTransport()
         self.connection = Connection(cast(Any, self.pool), head_bytes_max=65536, informational_max=10)
@@ -215,7 +212,7 @@ def test_any_segmentation_gives_the_client_the_same_stream(at: list[int], withho
         assert rig.body + leg.last == want + DONE
         assert leg.last.endswith(DONE)
         assert leg.fault is None
-        assert rig.future.done()
+        assert rig.leg.over
         assert rig.reader.usage is not None
         assert (rig.reader.usage.input, rig.reader.usage.output) == (7, 5)
         assert rig.reader.finish_reason == "stop"
@@ -253,7 +250,7 @@ def test_an_error_before_content_can_still_be_retried() -> None:
             assert rig.leg.fault is not None
             assert not rig.reply.started
             assert rig.sent == b""
-            assert rig.future.done()
+            assert rig.leg.over
 
 
 def test_an_error_after_content_is_not_passed_and_ends_the_leg() -> None:
@@ -285,7 +282,7 @@ def test_a_stream_that_ends_too_early_never_looks_complete(after: int, how: str)
         else:
             rig.connection.connection_lost(ConnectionResetError())
         assert rig.leg.fault is not None
-        assert rig.future.done()
+        assert rig.leg.over
         assert DONE not in rig.body
         assert LAST not in rig.sent
         assert rig.reply.started is (after > 1)
@@ -302,7 +299,7 @@ def test_what_follows_the_terminator_is_dropped() -> None:
 def test_a_terminator_without_the_end_of_the_message_costs_the_connection_not_the_answer() -> None:
     with Rig() as rig:
         rig.feed(head(), *(chunked(part) for part in STREAM))
-        assert rig.future.done()
+        assert rig.leg.over
         assert rig.leg.fault is None
         rig.pass_time(3)
         assert rig.upstream.aborted
@@ -356,7 +353,7 @@ def test_a_client_that_leaves_takes_the_upstream_with_it() -> None:
         rig.reply.lost()
         assert rig.upstream.aborted
         assert rig.leg.gone
-        assert rig.future.done()
+        assert rig.leg.over
 
 
 @pytest.mark.parametrize("document", [b'{"error":{"message":"no"}}', b"<html>captive</html>", b"[1]"])

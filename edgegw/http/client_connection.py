@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+from edgegw.errand import Errand
 from edgegw.http.connection import RequestReader
 from edgegw.http.reply import CONTINUE, Reply
 from edgegw.http.request import Request, RequestLimits
@@ -67,13 +68,14 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_body_since_s",
         "_eof",
+        "_errand",
         "_lingered_bytes",
         "_paused_reading",
         "_reader",
         "_reply",
         "_requests",
         "_server",
-        "_task",
+        "_serving",
         "expires_s",
         "transport",
         "write_paused",
@@ -83,7 +85,8 @@ class ClientConnection(asyncio.Protocol):
         self._server = server
         self._reader = RequestReader(server.limits, server.gate)
         self._reply: Reply | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._errand: Errand | None = None
+        self._serving = False
         self._requests = 0
         self._body_since_s = 0.0
         self._lingered_bytes = -1
@@ -111,10 +114,7 @@ class ClientConnection(asyncio.Protocol):
         reader = self._reader
         reader.feed(data)
         if self._reply is None:
-            if reader.ready:
-                self._next()
-            else:
-                self._wait_for_rest(len(data))
+            self._serve()
         elif len(reader.ready) > PIPELINE_MAX and not self._paused_reading:
             self._paused_reading = True
             self.transport.pause_reading()
@@ -124,10 +124,8 @@ class ClientConnection(asyncio.Protocol):
         self._reader.eof()
         reply = self._reply
         if reply is None:
-            if self._reader.ready:
-                self._next()
-                return True
-            return False
+            self._serve()
+            return self._reply is not None or self._lingered_bytes >= 0
         self._probe(reply)
         return True
 
@@ -155,50 +153,62 @@ class ClientConnection(asyncio.Protocol):
 
     # -- requests, one after the other --
 
-    def _next(self) -> None:
+    def _serve(self) -> None:
+        """Hands out what is ready, one request after the other, then waits for more. A handler may be done before it
+        returns: so a loop, and no call of itself from within `finished`."""
+        if self._serving:
+            return
+        reader = self._reader
+        self._serving = True
+        try:
+            while self._reply is None and reader.ready:
+                self._hand_out(reader.ready.pop(0))
+        finally:
+            self._serving = False
+        if self._reply is None and self._lingered_bytes < 0:
+            if reader.dead or self._eof:
+                self.transport.close()
+            else:
+                self._wait_for_rest()
+
+    def _hand_out(self, request: Request) -> None:
         server = self._server
-        request = self._reader.ready.pop(0)
         self._requests += 1
         if self._requests >= server.requests_per_connection_max or server.draining:
             request.keep_alive = False
         self.expires_s = NEVER
         self._reply = reply = Reply(self, request)
         server.in_work += 1
-        self._task = server.loop.create_task(server.handler(request, reply))
+        self._errand = errand = Errand(server.handler(request, reply), server.loop)
+        errand.start()
 
     def finished(self, reply: Reply, keep_alive: bool) -> None:
         """A reply was written to its end."""
         if self._reply is not reply:
             return
-        self._reply = None
-        self._task = None
+        self._reply = self._errand = None
         server = self._server
         server.in_work -= 1
-        transport = self.transport
-        if transport.is_closing():
+        if self.transport.is_closing():
             return
         if not keep_alive or server.draining:
+            self._reader.ready.clear()
             self._close()
             return
         if self._paused_reading:
             self._paused_reading = False
-            transport.resume_reading()
-        if self._reader.ready:
-            self._next()
-        elif self._reader.dead or self._eof:
-            transport.close()
-        else:
-            self._wait_for_rest(0)
+            self.transport.resume_reading()
+        self._serve()
 
     def abandon(self) -> None:
         """The client is gone: whoever works for it is told by `on_gone`, or cancelled where nobody listens."""
-        reply, task = self._reply, self._task
-        self._reply = self._task = None
+        reply, errand = self._reply, self._errand
+        self._reply = self._errand = None
         self._server.in_work -= 1
-        if task is not None and (reply is None or reply.on_gone is None):
-            task.cancel()
+        if errand is not None and (reply is None or reply.on_gone is None):
+            errand.cancel()
 
-    def _wait_for_rest(self, size: int) -> None:
+    def _wait_for_rest(self) -> None:
         """Sets the wait that the reader's state asks for. An absolute one for the head, a sliding one for the body."""
         reader, server = self._reader, self._server
         now_s = server.watch.now_s
@@ -232,7 +242,7 @@ class ClientConnection(asyncio.Protocol):
             self.expires_s = NEVER
         else:
             self._reader.time_out()
-            self._next()
+            self._serve()
 
     # -- ends --
 
@@ -259,8 +269,8 @@ class ClientConnection(asyncio.Protocol):
             self.transport.close()
 
     def cancel_work(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+        if self._errand is not None:
+            self._errand.cancel()
 
     def abort(self) -> None:
         self.transport.abort()

@@ -6,7 +6,7 @@ Pure but for the writes, which go to the connection that a Reply was made for (h
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 from edgegw.http.request import Request
 
@@ -185,6 +185,12 @@ class Reply:
             return False
         self._transport.write(COMMENT_CHUNK if self.started else CONTINUE)
         return True
+
+    @property
+    def why_gone(self) -> Literal["client_slow", "client_gone"] | None:
+        if not self.gone:
+            return None
+        return "client_slow" if self.slow else "client_gone"
 
     @property
     def write_paused(self) -> bool:

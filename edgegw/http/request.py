@@ -19,7 +19,11 @@ _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::[0-9
 _PATH = re.compile(rb"/[!-~]*")
 _TRICKY_PATH = re.compile(rb"%00|%2[fF]|%5[cC]|/\.\.?(?:/|$)|#|\\|//")
 _ABSOLUTE = re.compile(rb"(?i)https?://([^/?#]*)([/?].*)?")
-_DIGITS = re.compile(rb"[0-9]{1,18}")
+_LENGTH_DIGITS_MAX = 18
+# Nearly all targets and hosts consist of these alone, which one C call tells; only the others meet the grammars above.
+_ALPHANUMERIC = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+_PLAIN_PATH = _ALPHANUMERIC + b"/_-"
+_PLAIN_HOST = _ALPHANUMERIC + b".-"
 
 # Fields that say who asks or how to read the message: twice would mean two things (RFC 9110 5.3).
 SINGLETONS = frozenset(
@@ -56,6 +60,8 @@ class Request:
 def target_of(raw: bytes, method: bytes, host: bytes) -> tuple[bytes, bytes]:
     """(path, query) of a request target. Absolute form must name the Host's own authority (RFC 9112 3.2.2): this is
     not a forward proxy. Raises GatewayError."""
+    if not raw.translate(None, _PLAIN_PATH) and raw.startswith(b"/") and b"//" not in raw:
+        return raw, b""
     if raw[:1] != b"/":
         if raw == b"*" and method == b"OPTIONS":
             return raw, b""
@@ -78,6 +84,9 @@ def check_host(headers: dict[bytes, bytes], http_1_0: bool) -> bytes:
         if http_1_0:
             return b""
         raise GatewayError("bad_http", "The Host header is missing.")
+    name, _, port = host.partition(b":")
+    if name and not name.translate(None, _PLAIN_HOST) and (not port or (port.isdigit() and len(port) <= 5)):
+        return host
     if not _HOST.fullmatch(host):
         raise GatewayError("bad_http", "The Host header is malformed.")
     return host
@@ -95,11 +104,9 @@ def body_length(headers: dict[bytes, bytes], http_1_0: bool, body_bytes_max: int
         return -1
     if length is None:
         return 0
-    if not _DIGITS.fullmatch(length):
-        if length.isdigit():
-            raise too_large(body_bytes_max)
+    if not length.isdigit():
         raise GatewayError("bad_http", "The Content-Length header is malformed.")
-    size = int(length)
+    size = int(length) if len(length) <= _LENGTH_DIGITS_MAX else body_bytes_max + 1
     if size > body_bytes_max:
         raise too_large(body_bytes_max)
     return size

@@ -1,0 +1,126 @@
+"""A handler's coroutine, run on the spot until it has to wait.
+
+A task costs a turn of the loop before its first step and another after each wait (each turn a system call), and most
+requests wait exactly once: for their upstream. So an `Errand` steps its coroutine directly: at once when it is started,
+and again from within `Wakeup.fire()`, that is from within the upstream's `data_received`. Only when the coroutine waits
+for anything else (a new connection, a backoff, the limits' authority) does it go on as an ordinary task.
+
+What is stepped on the spot must not use what needs a task around it (asyncio.timeout, current_task): put such work into
+a task of its own and wait for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
+
+
+class Wakeup:
+    """Something to wait for that is fired once, by plain code: `await wakeup`. Firing it first is fine."""
+
+    __slots__ = ("_resume", "fired")
+
+    def __init__(self) -> None:
+        self.fired = False
+        self._resume: Callable[[], None] | None = None
+
+    def fire(self) -> None:
+        """Whoever waits goes on before this returns (or soon, if it is a task). A second time nothing happens."""
+        if self.fired:
+            return
+        self.fired = True
+        resume = self._resume
+        if resume is not None:
+            self._resume = None
+            resume()
+
+    def __await__(self) -> Generator[Wakeup, None, None]:
+        if not self.fired:
+            yield self
+
+    def as_future(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+        """The same for a task to wait for."""
+        future: asyncio.Future[None] = loop.create_future()
+
+        def resume() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        if self.fired:
+            resume()
+        else:
+            self._resume = resume
+        return future
+
+
+class Errand:
+    """One run of a coroutine that returns nothing and handles its own exceptions."""
+
+    __slots__ = ("_coroutine", "_loop", "_task", "_wakeup", "done")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
+        self._coroutine = coroutine
+        self._loop = loop
+        self._wakeup: Wakeup | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.done = False
+
+    def start(self) -> None:
+        """Runs it until it waits or ends. Call it once."""
+        self._go_on(self._coroutine.send, None)
+
+    def cancel(self) -> None:
+        """Throws CancelledError into it where it waits: on the spot, or in the loop's next turn if it is a task."""
+        if self._task is not None:
+            self._task.cancel()
+        elif self._wakeup is not None:
+            self._wakeup._resume = None
+            self._go_on(self._coroutine.throw, asyncio.CancelledError())
+
+    def _step(self) -> None:
+        self._go_on(self._coroutine.send, None)
+
+    def _go_on(self, move: Callable[[Any], Any], value: Any) -> None:
+        self._wakeup = None
+        try:
+            awaited = move(value)
+        except StopIteration:
+            self.done = True
+        except (Exception, asyncio.CancelledError) as error:
+            self.done = True
+            self._loop.call_exception_handler({"message": "a handler failed", "exception": error})
+        else:
+            if type(awaited) is Wakeup:
+                self._wakeup = awaited
+                awaited._resume = self._step
+            else:
+                self._task = self._loop.create_task(self._as_task(awaited))
+
+    async def _as_task(self, awaited: Any) -> None:
+        try:
+            await _rest_of(self._coroutine, awaited, self._loop)
+        finally:
+            self.done = True
+
+
+@types.coroutine
+def _rest_of(
+    coroutine: Coroutine[Any, Any, None], awaited: Any, loop: asyncio.AbstractEventLoop
+) -> Generator[Any, Any, None]:
+    """What is left of a coroutine that was stepped until it awaited `awaited`, for a task to run."""
+    while True:
+        move: Callable[[Any], Any] = coroutine.send
+        given: Any = None
+        try:
+            if type(awaited) is Wakeup:
+                yield from awaited.as_future(loop).__await__()
+            else:
+                given = yield awaited
+        except BaseException as error:
+            move, given = coroutine.throw, error
+        try:
+            awaited = move(given)
+        except StopIteration:
+            return
