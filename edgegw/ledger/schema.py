@@ -11,7 +11,6 @@ import sqlite3
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
-from pathlib import Path
 
 from edgegw.ledger.store import SchemaTooNewError
 
@@ -103,6 +102,5 @@ def statements(script: str) -> list[str]:
 
 
 def _folder(dialect: str) -> Traversable:
-    """In an installed package the files are inside of it, in a checkout beside it."""
-    inside = resources.files("edgegw") / "sql" / dialect
-    return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / "sql" / dialect
+    """Inside the package; in a checkout edgegw/sql is a link to the folder beside it."""
+    return resources.files("edgegw") / "sql" / dialect
