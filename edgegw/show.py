@@ -1,4 +1,4 @@
-"""What `edgegw requests` and `edgegw attempts` print: rows of the ledger as a table or as JSON lines, the latest last."""
+"""What `edgegw requests` and `edgegw attempts` print: rows of the ledger, a table or JSON lines, the latest last."""
 
 from __future__ import annotations
 
@@ -63,7 +63,12 @@ def _follow(table: Table, db: Path, out: TextIO, chosen: Filter, last: int, as_j
     shown: list[Row] = []
     layout: listing.Layout | None = None
     lines = 0
-    for row in listing.follow(db, table, lambda: (out.flush(), time.sleep(FOLLOW_POLL_S)), chosen, last=last):
+
+    def wait() -> None:
+        out.flush()
+        time.sleep(FOLLOW_POLL_S)
+
+    for row in listing.follow(db, table, wait, chosen, last=last):
         if as_json:
             print(*listing.json_lines([row]), file=out)
             continue

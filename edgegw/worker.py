@@ -29,6 +29,8 @@ PREPARE_EVERY_S = 0.25
 CHANNEL_WAIT_S = 1.0
 # After the drain's time is over: for the handlers to write their error events and records.
 CANCEL_WAIT_S = 1.0
+# How often a worker that drains looks whether it is done.
+IDLE_POLL_S = 0.01
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -73,16 +75,19 @@ class Worker:
 
     async def _drain(self) -> None:
         """What is in work may finish; what is not finished in time ends with one error event, and is recorded."""
-        server, now = self.server, self.clock.now
+        server = self.server
         server.drain()
-        until_s = now() + self.drain_timeout_s
-        while server.in_work and now() < until_s:
-            await asyncio.sleep(0.02)
+        await self._wait_idle(self.drain_timeout_s)
         server.cancel_work()
-        until_s = now() + CANCEL_WAIT_S
-        while server.in_work and now() < until_s:
-            await asyncio.sleep(0.01)
+        await self._wait_idle(CANCEL_WAIT_S)
         server.abort()
+
+    async def _wait_idle(self, timeout_s: float) -> None:
+        """Until nothing is in work, or the time is over. Looks now and then, so that no request has to tell."""
+        server, now = self.server, self.clock.now
+        until_s = now() + timeout_s
+        while server.in_work and now() < until_s:  # noqa: ASYNC110 (an event would cost every request)
+            await asyncio.sleep(IDLE_POLL_S)
 
     async def _tell_vitals(self) -> None:
         now = self.clock.now
