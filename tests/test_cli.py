@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import socket
 import sqlite3
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 import yaml
@@ -65,10 +67,11 @@ def process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
                 running.kill()
 
 
-def line_of(running: subprocess.Popen[str]) -> str:
-    """The next line of its output. (A process that hangs is ended by the timeout of the whole run.)"""
-    assert running.stdout is not None
-    return running.stdout.readline()
+def line_of(stream: IO[str] | None) -> str:
+    """The next line of a process, which says one at a time and then waits for us."""
+    assert stream is not None
+    assert select.select([stream], [], [], WAIT_S)[0], f"nothing said within {WAIT_S:g} s"
+    return stream.readline()
 
 
 @pytest.fixture
@@ -255,12 +258,12 @@ def test_options_that_mean_nothing(db: Path, command: str, option: tuple[str, st
 
 def test_follow_goes_on_with_what_comes_until_it_is_interrupted(db: Path) -> None:
     with process("requests", "--follow", "--json", "--limit", "1") as follower:
-        assert json.loads(line_of(follower))["id"] == make_exchange(5).id
+        assert json.loads(line_of(follower.stdout))["id"] == make_exchange(5).id
         with closing(sqlite3.connect(db)) as books, books:
             columns = [row[1] for row in books.execute("PRAGMA table_info(requests)") if row[1] != "id"]
             names = ", ".join(columns)
             books.execute(f"INSERT INTO requests (id, {names}) SELECT 'late', {names} FROM requests LIMIT 1")
-        assert json.loads(line_of(follower))["id"] == "late"
+        assert json.loads(line_of(follower.stdout))["id"] == "late"
         follower.send_signal(signal.SIGINT)
         assert (follower.wait(WAIT_S), follower.communicate()[1]) == (0, "")
 
@@ -282,7 +285,7 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(db: Path, options: tupl
 
 def test_simulate_until_it_is_told_to_go() -> None:
     with process("simulate", "--port", "0", "--seed", "7") as simulator:
-        said = line_of(simulator)
+        said = line_of(simulator.stdout)
         url = re.match(r"simulator on (http://127\.0\.0\.1:\d+) ", said)
         assert url is not None, said
         answer = ask(url[1], "GET", "/simulator/help")
@@ -336,8 +339,7 @@ def test_serve_says_where_and_stops_when_told(place: Path) -> None:
     listen, admin = free_port(), free_port()
     settings_on(place, listen, admin)
     with process("serve") as gateway:
-        assert gateway.stderr is not None
-        assert gateway.stderr.readline() == (
+        assert line_of(gateway.stderr) == (
             f"edgegw {__version__}: clients on http://127.0.0.1:{listen}, probes and metrics on "
             f"http://127.0.0.1:{admin}, 1 worker, settings from edgegw.yaml\n"
         )
