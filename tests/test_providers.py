@@ -139,6 +139,19 @@ def test_streams_are_read_in_the_providers_dialect() -> None:
     assert (openai.withholding, anthropic.withholding) == (True, False)
 
 
+@pytest.mark.parametrize(
+    ("kind", "null", "passes"),
+    [("openai", b',"usage":null', False), ("openai", b"", True), ("openai-compatible", b"", False)],
+)
+def test_usage_that_nobody_asked_for(kind: str, null: bytes, passes: bool) -> None:
+    """We ask OpenAI for it, which it shows by null usages; compatible servers do not show it."""
+    text = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]' + null + b"}\n\n"
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
+    reader = provider(kind).stream(STREAMED, "m", created_s=1)
+    assert reader.feed(text + usage) == text + (usage if passes else b"")
+    assert reader.usage is not None
+
+
 def test_a_plain_anthropic_answer_becomes_an_openai_one() -> None:
     body = b'{"type":"message","id":"1","model":"c","content":[{"type":"text","text":"hi"}],"stop_reason":"end_turn"}'
     reply = provider("anthropic").plain(ASK, "claude-x", body, created_s=7)

@@ -55,10 +55,42 @@ def test_what_is_no_attachment_is_text(body: bytes) -> None:
     assert attachments(body) == (0, 0)
 
 
+SIZES = st.integers(tokens.ATTACHMENT_BYTES_MIN, 3 * tokens.ATTACHMENT_BYTES_MIN)
+PARTS = st.sampled_from([openai_image, anthropic_image, anthropic_image_sorted, openai_sound])
+
+
+@given(st.lists(st.tuples(PARTS, SIZES, st.integers(0, 9000)), max_size=4))
+def test_an_attachment_is_found_wherever_it_stands(parts: list[tuple[object, int, int]]) -> None:
+    content: list[object] = []
+    for part, size, before in parts:
+        assert callable(part)
+        content += [{"type": "text", "text": "some words " * (before // 11) + "." * (before % 11)}, part("Ab+/" * size)]
+    body = json.dumps({"messages": [{"role": "user", "content": content}]}).encode()
+    assert attachments(body) == (len(parts), sum(4 * size for _, size, _ in parts))
+
+
+def test_what_is_short_or_inside_a_text_is_text() -> None:
+    short = PICTURE[: tokens.ATTACHMENT_BYTES_MIN - 1]
+    texts = [
+        f"![it](data:image/png;base64,{PICTURE})",
+        json.dumps({"data": PICTURE, "url": f"data:image/png;base64,{PICTURE}"}),
+        PICTURE,
+        "data:" + PICTURE,
+    ]
+    content = [openai_image(short), *({"type": "text", "text": text} for text in texts), openai_image(PICTURE)]
+    assert attachments(json.dumps(content).encode()) == (1, len(PICTURE))
+
+
+def test_a_writer_may_escape_slashes() -> None:
+    body = json.dumps(openai_image(PICTURE + "/")).replace("/", "\\/").encode()
+    assert attachments(body)[0] == 1
+
+
 @given(st.binary(max_size=3000))
 def test_any_bytes_can_be_searched(body: bytes) -> None:
-    count, size = attachments(body + b';base64,"data":"' + body)
-    assert 0 <= size <= 2 * len(body) + 16
+    body = body + b';base64,"data":"' + body + b"A" * 5000 + b'"' + body
+    count, size = attachments(body)
+    assert 0 <= size <= len(body)
     assert count * tokens.ATTACHMENT_BYTES_MIN <= size
 
 

@@ -2,12 +2,13 @@
 
 Nothing here knows a wire format. All bytes, no I/O: who reads sockets feeds a `StreamReader`, who writes them sends
 what it gives back.
+
+The values are msgspec's structs: every request makes each of them once, and they cost a third of a dataclass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -16,8 +17,7 @@ from edgegw.errors import UpstreamFault
 from edgegw.exchange import Usage
 
 
-@dataclass(slots=True)
-class Ask:
+class Ask(msgspec.Struct, gc=False):
     """A client's request, read. Named fields are those we act on; everything else stays raw.
 
     `model` is None when the client left it to the route. `max_output_tokens` is the client's own bound, None without
@@ -36,8 +36,7 @@ class Ask:
     body: bytes
 
 
-@dataclass(slots=True)
-class Call:
+class Call(msgspec.Struct, gc=False):
     """A whole HTTP/1.1 request, head and body, ready for one write.
 
     `dropped` names the request fields that the target's dialect cannot carry and that change no meaning (hints). What
@@ -48,8 +47,7 @@ class Call:
     dropped: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class PlainReply:
+class PlainReply(msgspec.Struct, gc=False):
     """An answer that was not streamed. `body` is what the client gets, in its own dialect."""
 
     body: bytes

@@ -3,16 +3,19 @@
 A request is read at its top level only (platform documentation, "Create chat completion"): the fields we act on are
 checked, the rest stays bytes and passes verbatim, whatever fields there are this month. Every complaint is a
 GatewayError that names the field. Knows nothing of providers and of what they answer.
+
+Nearly every request is read by one typed decode that checks all fields at once. What it does not take is read again
+field by field, which knows what to complain about: the two must agree on everything that the first one takes.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from edgegw.dialects.base import Ask
-from edgegw.dialects.document import field, read_inner_object, read_object
+from edgegw.dialects.document import ink, read_inner_object, read_object
 from edgegw.errors import GatewayError
 
 NAME = "openai_chat"
@@ -31,23 +34,115 @@ _ACTED_ON = frozenset(
 )
 _LABELS = frozenset({"tenant", "use_case"})
 _NULL = msgspec.Raw(b"null")
+_ASKING_FOR_USAGE = msgspec.Raw(b'{"include_usage":true}')
+_ASKED_FOR_USAGE = (_ASKING_FOR_USAGE, msgspec.Raw(b'{"include_usage": true}'))  # as nearly everybody writes it
 
 _Value = TypeVar("_Value")
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, gc=False):
     role: str
 
 
+_Label = Annotated[str, msgspec.Meta(min_length=1, max_length=LABEL_CHARS_MAX)]
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
+
+
+class _Labels(msgspec.Struct, gc=False, omit_defaults=True):
+    tenant: _Label | None = None
+    use_case: _Label | None = None
+
+
+class _Wish(msgspec.Struct, gc=False):
+    """The fields we act on, as they should be. An empty model stands for none: said in a request it is refused."""
+
+    messages: Annotated[list[_Message], msgspec.Meta(min_length=1)]
+    model: Annotated[str, msgspec.Meta(min_length=1, max_length=MODEL_CHARS_MAX)] = ""
+    stream: bool | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=CHOICES_MAX)] | None = None
+    max_tokens: _Tokens | None = None
+    max_completion_tokens: _Tokens | None = None
+    metadata: _Labels | None = None
+
+
+_WISH = msgspec.json.Decoder(_Wish)
 _MESSAGES = msgspec.json.Decoder(list[_Message])
 _STRING = msgspec.json.Decoder(str)
 _INTEGER = msgspec.json.Decoder(int)
 _BOOLEAN = msgspec.json.Decoder(bool)
+_ENCODER = msgspec.json.Encoder()
 
 
 def read(body: bytes) -> Ask:
     """Reads a request. Raises GatewayError: invalid_json, invalid_type, invalid_value, missing_parameter."""
     fields = read_object(body, _ACTED_ON)
+    try:
+        wish = _WISH.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return _read_field_by_field(body, fields)
+    if not wish.model.isprintable():
+        return _read_field_by_field(body, fields)
+    labels, max_tokens = wish.metadata, wish.max_completion_tokens
+    tenant = use_case = None
+    if labels is not None:
+        tenant, use_case = labels.tenant, labels.use_case
+        if not _is_all(labels, fields["metadata"]):
+            tenant, use_case = _labels(fields["metadata"])
+    return Ask(
+        dialect=NAME,
+        model=wish.model or None,
+        stream=wish.stream or False,
+        include_usage=_include_usage(fields.get("stream_options")),
+        tenant=tenant,
+        use_case=use_case,
+        max_output_tokens=wish.max_tokens if max_tokens is None else max_tokens,
+        choices=wish.n or 1,
+        fields=fields,
+        body=body,
+    )
+
+
+def edit(ask: Ask, model: str, include_usage: bool) -> bytes:
+    """The body for a provider of the same dialect: with its `model`, without our labels, asking for usage (if streamed
+    and `include_usage`).
+
+    Other fields stay verbatim and in their order. When nothing changes, the body object itself comes back.
+    """
+    fields = ask.fields
+    written: dict[str, object] = {}
+    metadata = fields.get("metadata")
+    if metadata is not None and metadata != _NULL:
+        kept = read_inner_object(metadata, "metadata", ())
+        if _drop_labels(kept):
+            written["metadata"] = kept
+    if model != ask.model:
+        written["model"] = model
+    if include_usage and ask.stream and not ask.include_usage:
+        written["stream_options"] = _asking_for_usage(fields.get("stream_options"))
+    if not written:
+        return ask.body
+    written = {**fields, **written}
+    if written.get("metadata") == {}:
+        del written["metadata"]
+    return _ENCODER.encode(written)
+
+
+def error_body(error: GatewayError) -> bytes:
+    """The JSON body of an error reply: the provider's own when it speaks this dialect, else OpenAI's envelope."""
+    return _envelope(error) if error.body is None else error.body
+
+
+def error_event(error: GatewayError) -> bytes:
+    """The one event that ends a stream which cannot be completed. No [DONE] follows it."""
+    return b"data: " + _envelope(error) + b"\n\n"
+
+
+def _envelope(error: GatewayError) -> bytes:
+    said = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    return msgspec.json.encode({"error": said})
+
+
+def _read_field_by_field(body: bytes, fields: dict[str, msgspec.Raw]) -> Ask:
     get = fields.get
     _check_messages(get("messages"))
     stream = _optional(_BOOLEAN, get("stream"), "stream", "a boolean")
@@ -67,50 +162,6 @@ def read(body: bytes) -> Ask:
         fields=fields,
         body=body,
     )
-
-
-def edit(ask: Ask, model: str, include_usage: bool) -> bytes:
-    """The body for a provider of the same dialect: with its `model`, without our labels, asking for usage (if streamed
-    and `include_usage`).
-
-    Other fields stay verbatim and in their order. When nothing changes, the body object itself comes back.
-    """
-    fields = ask.fields
-    changes: dict[str, bytes | None] = {}
-    if model != ask.model:
-        changes["model"] = msgspec.json.encode(model)
-    if "metadata" in fields:
-        _take_labels_out(fields["metadata"], changes)
-    if include_usage and ask.stream and not ask.include_usage:
-        changes["stream_options"] = _asking_for_usage(fields.get("stream_options"))
-    if not changes:
-        return ask.body
-    pieces: list[bytes | msgspec.Raw] = []
-    for name, value in fields.items():
-        written = changes.pop(name, value)
-        if written is not None:
-            pieces += (field(name), written)
-    for name, added in changes.items():
-        if added is not None:
-            pieces += (field(name), added)
-    pieces[0] = b"{" + bytes(pieces[0])[1:]
-    pieces.append(b"}")
-    return b"".join(pieces)
-
-
-def error_body(error: GatewayError) -> bytes:
-    """The JSON body of an error reply: the provider's own when it speaks this dialect, else OpenAI's envelope."""
-    return _envelope(error) if error.body is None else error.body
-
-
-def error_event(error: GatewayError) -> bytes:
-    """The one event that ends a stream which cannot be completed. No [DONE] follows it."""
-    return b"data: " + _envelope(error) + b"\n\n"
-
-
-def _envelope(error: GatewayError) -> bytes:
-    said = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-    return msgspec.json.encode({"error": said})
 
 
 def _optional(
@@ -148,14 +199,27 @@ def _model(value: msgspec.Raw | None) -> str | None:
 def _include_usage(options: msgspec.Raw | None) -> bool:
     if options is None or options == _NULL:
         return False
+    if options in _ASKED_FOR_USAGE:
+        return True
     found = read_inner_object(options, "stream_options", ("include_usage",))
     wished = _optional(_BOOLEAN, found.get("include_usage"), "stream_options.include_usage", "a boolean")
     return wished or False
 
 
-def _asking_for_usage(options: msgspec.Raw | None) -> bytes:
-    kept = {} if options is None or options == _NULL else read_inner_object(options, "stream_options", ())
-    return msgspec.json.encode({**kept, "include_usage": True})
+def _asking_for_usage(options: msgspec.Raw | None) -> object:
+    if options is None or options == _NULL:
+        return _ASKING_FOR_USAGE
+    return {**read_inner_object(options, "stream_options", ()), "include_usage": True}
+
+
+def _is_all(labels: _Labels, metadata: msgspec.Raw) -> bool:
+    """Whether `metadata` surely holds these labels and nothing else, each once (white space aside, it is as short as it
+    can be), and they have no character that must be looked at."""
+    text = f"{labels.tenant}{labels.use_case}"
+    if not text.isprintable() or " " in text:
+        return False
+    least = len(_ENCODER.encode(labels))
+    return len(metadata) == least or ink(bytes(metadata)) == least
 
 
 def _labels(metadata: msgspec.Raw | None) -> tuple[str | None, str | None]:
@@ -175,13 +239,12 @@ def _label(value: msgspec.Raw | None, name: str) -> str | None:
     return label
 
 
-def _take_labels_out(metadata: msgspec.Raw, changes: dict[str, bytes | None]) -> None:
-    if metadata == _NULL:
-        return
-    found = read_inner_object(metadata, "metadata", ())
-    kept = {name: value for name, value in found.items() if name not in _LABELS}
-    if len(kept) != len(found):
-        changes["metadata"] = msgspec.json.encode(kept) if kept else None
+def _drop_labels(metadata: dict[str, msgspec.Raw]) -> bool:
+    """Takes our labels out; False when there were none."""
+    count = len(metadata)
+    for name in _LABELS:
+        metadata.pop(name, None)
+    return len(metadata) != count
 
 
 def _check_messages(messages: msgspec.Raw | None) -> None:

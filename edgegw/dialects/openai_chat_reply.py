@@ -22,16 +22,16 @@ _BOM = b"\xef\xbb\xbf"
 _NOTHING = frozenset({b"", b"null", b"false", b'""', b"{}", b"[]"})
 
 
-class _InputDetails(msgspec.Struct):
+class _InputDetails(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
 
 
-class _OutputDetails(msgspec.Struct):
+class _OutputDetails(msgspec.Struct, gc=False):
     reasoning_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     total_tokens: int | None = None
@@ -41,17 +41,18 @@ class _Usage(msgspec.Struct):
     cached_tokens: int | None = None  # Moonshot
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
 
 
-class _Reply(msgspec.Struct):
+class _Reply(msgspec.Struct, gc=False):
     model: str | None = None
     choices: list[_Choice] | None = None
-    usage: msgspec.Raw = msgspec.Raw()
+    usage: _Usage | None = None
     error: msgspec.Raw = msgspec.Raw()
 
 
+_ABSENT = msgspec.Raw()
 _REPLY = msgspec.json.Decoder(_Reply)
 _USAGE = msgspec.json.Decoder(_Usage)
 _ANYTHING = msgspec.json.Decoder()
@@ -112,11 +113,12 @@ def read_plain(body: bytes, mask: Mask = unmasked) -> PlainReply:
         return _read_loosely(body, mask)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise garbage("The provider's answer is not JSON.") from None
-    if is_something(reply.error):
+    if reply.error != _ABSENT and is_something(reply.error):
         raise fault_of(mask(bytes(reply.error)))
     if not reply.choices:
         raise garbage("The provider's answer holds no choices.")
-    return PlainReply(body, read_usage(reply.usage), reply.choices[0].finish_reason, reply.model)
+    usage = None if reply.usage is None else _counted(reply.usage)
+    return PlainReply(body, usage, reply.choices[0].finish_reason, reply.model)
 
 
 def _read_loosely(body: bytes, mask: Mask) -> PlainReply:
@@ -129,9 +131,16 @@ def _read_loosely(body: bytes, mask: Mask) -> PlainReply:
         raise garbage("The provider's answer is not a JSON object.")
     if reply.get("error"):
         raise fault_of(mask(msgspec.json.encode(reply["error"])))
-    if not reply.get("choices") or not isinstance(reply["choices"], list):
+    choices = reply.get("choices")
+    if not choices or not isinstance(choices, list):
         raise garbage("The provider's answer holds no choices.")
-    return PlainReply(body, read_usage(msgspec.Raw(msgspec.json.encode(reply.get("usage")))), None, None)
+    finish_reason = choices[0].get("finish_reason") if isinstance(choices[0], dict) else None
+    usage = read_usage(msgspec.Raw(msgspec.json.encode(reply.get("usage"))))
+    return PlainReply(body, usage, _text_or_none(finish_reason), _text_or_none(reply.get("model")))
+
+
+def _text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def is_something(value: msgspec.Raw) -> bool:
@@ -147,19 +156,21 @@ def read_usage(value: msgspec.Raw) -> Usage | None:
         found = _USAGE.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+    return _counted(found)
+
+
+def _counted(found: _Usage) -> Usage | None:
+    """None when neither side was counted."""
+    if found.prompt_tokens is None and found.completion_tokens is None:
+        return None
     inputs, outputs = found.prompt_tokens_details, found.completion_tokens_details
     cached = (inputs.cached_tokens if inputs else None) or found.prompt_cache_hit_tokens or found.cached_tokens or 0
     reasoning = (outputs.reasoning_tokens if outputs else None) or 0
     prompt, completion = found.prompt_tokens or 0, found.completion_tokens or 0
     if reasoning and found.total_tokens == prompt + completion + reasoning:
         completion += reasoning  # xAI counts reasoning beside the completion, everybody else inside it
-    return Usage(
-        input=prompt,
-        output=completion,
-        cached=cached,
-        cache_write=(inputs.cache_write_tokens if inputs else None) or 0,
-        reasoning=reasoning,
-    )
+    cache_write = (inputs.cache_write_tokens if inputs else None) or 0
+    return Usage(prompt, completion, cached, cache_write, reasoning)
 
 
 def garbage(message: str) -> UpstreamFault:

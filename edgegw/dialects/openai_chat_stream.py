@@ -1,8 +1,19 @@
 """OpenAI Chat Completions streamed, from a provider that speaks it to a client that speaks it: bytes pass untouched.
 
-Every whole event is looked at once with a typed decode that skips what we do not act on (0.4 us), and passes as it
-came. Three things do not pass: the usage-only event when the client did not ask for it, an error event (the relay
-says it in our own words, or tries elsewhere), and everything from [DONE] on.
+Every whole event is looked at once with a typed decode that skips what we do not act on, and passes as it came. Three
+things do not pass: the usage-only event that is due to our own asking, an error event (the relay says it in our own
+words, or tries elsewhere), and everything from [DONE] on.
+
+The usage-only event. We ask every provider for usage (`stream_options.include_usage`), also for clients that did not.
+What the asking adds is to be taken out again, and no more. OpenAI documents what it adds: one last event with usage and
+no choices, and `"usage": null` in all events before it (API reference, "stream_options"). So a usage-only event is
+withheld when an earlier event of the stream had a null usage; without that signature the provider tells usage to
+everybody, and the event passes. Compatible servers (vLLM and others) send no nulls: of them it is always withheld.
+
+The fast lane. Once `feed` has opened the stream and is at rest, a relay may pass a read without it that holds exactly
+one whole event, a JSON object, if none of `needles` is in it, and, while `withholding`, if it has no `"usage"` or a
+`"usage":null`: `feed` would have given it back as it is. The last such events must then be told to `recall` before the
+next `feed` or `end`, which finds finish, usage and signature in them.
 """
 
 from __future__ import annotations
@@ -23,17 +34,17 @@ _DONE = b"[DONE]"
 _OBJECT_START = b"{"
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     index: int = 0
     finish_reason: str | None = None
     delta: dict[str, msgspec.Raw] | None = None
 
 
-class _Groq(msgspec.Struct):
+class _Groq(msgspec.Struct, gc=False):
     usage: msgspec.Raw = msgspec.Raw()
 
 
-class _Chunk(msgspec.Struct):
+class _Chunk(msgspec.Struct, gc=False):
     model: str | None = None
     choices: list[_Choice] | None = None
     usage: msgspec.Raw = msgspec.Raw()
@@ -44,28 +55,36 @@ class _Chunk(msgspec.Struct):
 _CHUNK = msgspec.json.Decoder(_Chunk)
 _ANYTHING = msgspec.json.Decoder()
 _ABSENT = msgspec.Raw()
-_NO_USAGE = (_ABSENT, msgspec.Raw(b"null"))
+_NULL = msgspec.Raw(b"null")
+_NO_USAGE = (_ABSENT, _NULL)
+
+# What an event that needs a look of `feed` has in it. Written otherwise (white space, escapes) it is not mended.
+_FAULTY = (b'"error"',)
+_ACCENTED = (b'"tool_calls"', b'"content":[', b'"content": [')
 
 
 class OpenAIChatStream:
     """The StreamReader of a transparent stream. `choices` is how many answers the client asked for.
 
     With `mending`, two habits of compatible providers are set right, and only in the events that have them: tool calls
-    without an index (Mistral; SDKs need it) and content that is a list of parts. `mask` takes keys out of error texts.
+    without an index (Mistral; SDKs need it) and content that is a list of parts. With `announced`, the usage-only event
+    is withheld only after a null usage. `mask` takes keys out of error texts.
     """
 
     __slots__ = (
         "_choices",
+        "_due",
         "_finished",
         "_mask",
+        "_mending",
         "_splitter",
         "_tool_calls",
         "done",
         "events",
         "fault",
         "finish_reason",
-        "mending",
         "model",
+        "needles",
         "opened",
         "transparent",
         "usage",
@@ -73,7 +92,12 @@ class OpenAIChatStream:
     )
 
     def __init__(
-        self, choices: int = 1, withholding: bool = False, mending: bool = False, mask: Mask = unmasked
+        self,
+        choices: int = 1,
+        withholding: bool = False,
+        mending: bool = False,
+        announced: bool = False,
+        mask: Mask = unmasked,
     ) -> None:
         self.opened = False
         self.done = False
@@ -83,8 +107,10 @@ class OpenAIChatStream:
         self.model: str | None = None
         self.events = 0
         self.transparent = not mending
+        self.needles = _FAULTY + _ACCENTED if mending else _FAULTY
         self.withholding = withholding
-        self.mending = mending
+        self._mending = mending
+        self._due = not announced  # a usage-only event would be due to our asking
         self._choices = choices
         self._mask = mask
         self._finished: set[int] = set()  # indexes of the choices whose finish reason has come
@@ -103,8 +129,10 @@ class OpenAIChatStream:
         return self.done or self.fault is not None
 
     def feed(self, data: bytes) -> bytes:
-        if self._over():
+        if self.done or self.fault is not None:
             return b""
+        if self.events and self._splitter.at_rest and _is_one_line(data):
+            return self._look_at(data, data[6:-2])
         try:
             raw_events = self._splitter.feed(data)
         except EventTooLongError as error:
@@ -139,19 +167,31 @@ class OpenAIChatStream:
 
     def recall(self, raw_events: Iterable[bytes]) -> None:
         for raw_event in raw_events:
-            for raw in Splitter().feed(raw_event):
-                data = data_of(raw)
-                try:
-                    chunk = _CHUNK.decode(data or b"")
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                    continue
-                self._note(chunk)
+            if not self._may_forget(raw_event):
+                self._recall(raw_event)
+
+    def _may_forget(self, raw_event: bytes) -> bool:
+        """True of an event that surely tells no model, finish or usage: a look at its bytes is a fifth of a decode."""
+        if b'"usage":null' in raw_event:
+            self._due = True
+        elif b'"usage"' in raw_event:
+            return False
+        return self._choices == 1 and self.model is not None and b'"finish_reason":null' in raw_event
+
+    def _recall(self, raw_event: bytes) -> None:
+        for raw in Splitter().feed(raw_event):
+            try:
+                chunk = _CHUNK.decode(data_of(raw) or b"")
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                continue
+            self._note(chunk)
 
     def _pass(self, raw: bytes) -> bytes:
         """What the client gets for one raw event: the event, or nothing."""
         data = data_of(raw)
-        if data is None:
-            return raw
+        return raw if data is None else self._look_at(raw, data)
+
+    def _look_at(self, raw: bytes, data: bytes) -> bytes:
         try:
             chunk = _CHUNK.decode(data)
         except msgspec.ValidationError:
@@ -163,10 +203,10 @@ class OpenAIChatStream:
             self.fault = fault_of(self._mask(bytes(chunk.error)))
             return b""
         self.events += 1
-        withheld = self._note(chunk) and self.withholding and not chunk.choices
+        withheld = self._note(chunk) and self.withholding and self._due and not chunk.choices
         if not self.opened and chunk.choices:
             self.opened = any(_carries(choice) for choice in chunk.choices)
-        if self.mending and (b'"tool_calls"' in raw or b'"content":[' in raw or b'"content": [' in raw):
+        if self._mending and any(needle in raw for needle in _ACCENTED):
             return self._mended(raw, data)
         return b"" if withheld else raw
 
@@ -180,6 +220,8 @@ class OpenAIChatStream:
                 if self.finish_reason is None or choice.index == 0:
                     self.finish_reason = choice.finish_reason
         usage = chunk.usage
+        if usage == _NULL:
+            self._due = True
         if chunk.x_groq is not None and usage in _NO_USAGE:
             usage = chunk.x_groq.usage
         if usage in _NO_USAGE:
@@ -249,6 +291,16 @@ class OpenAIChatStream:
                 self._tool_calls[choice] = call["index"] + 1
                 changed = True
         return changed
+
+
+def _is_one_line(data: bytes) -> bool:
+    """Whether a read is exactly one event of one `data: {…}` line: most are, and need no cutting."""
+    return (
+        data.find(b"\n") == len(data) - 2
+        and data.startswith(b"data: {")
+        and data.endswith(b"\n\n")
+        and b"\r" not in data
+    )
 
 
 def _carries(choice: _Choice) -> bool:

@@ -11,3 +11,4 @@ class Compatible(OpenAI):
     __slots__ = ()
 
     mending = True
+    announced = False

@@ -17,6 +17,7 @@ class OpenAI(Provider):
     __slots__ = ()
 
     mending = False  # OpenAI's own events need no setting right
+    announced = True  # and have a null usage where the usage-only event is due to our asking
 
     def __init__(self, settings: ProviderSettings) -> None:
         super().__init__(settings, openai_chat.NAME, RESOURCE, bearer(settings))
@@ -25,7 +26,7 @@ class OpenAI(Provider):
         return self._call(ask, openai_chat.edit(ask, model, include_usage=True), request_id)
 
     def stream(self, ask: Ask, model: str, *, created_s: int) -> StreamReader:
-        return OpenAIChatStream(ask.choices, not ask.include_usage, self.mending, self.masked)
+        return OpenAIChatStream(ask.choices, not ask.include_usage, self.mending, self.announced, self.masked)
 
     def plain(self, ask: Ask, model: str, body: bytes, *, created_s: int) -> PlainReply:
         return read_plain(body, self.masked)
