@@ -182,15 +182,15 @@ def _settings(config: str | None) -> Settings:
 
 
 def _database(config: str | None, db: str | None) -> Path:
-    """Which rows to read: needs no keys, so settings without a provider will do."""
-    from edgegw.settings import NoProviderError, Settings, SettingsError
+    """Which rows to read. That takes no keys, and so none must be set for it: what stands in for them is not used."""
+    from edgegw.settings import SettingsError, load
+    from edgegw.settings.environment import PROVIDERS
 
     if db is not None:
         return Path(db)
+    unset = {provider.key: "unset" for provider in PROVIDERS if not os.environ.get(provider.key)}
     try:
-        return Path(_read(config).sqlite_path)
-    except NoProviderError:
-        return Path(Settings().sqlite_path)
+        return Path(load(config, os.environ | unset).sqlite_path)
     except SettingsError as error:
         click.echo(str(error), err=True)
         sys.exit(EXIT_SETTINGS)

@@ -231,6 +231,20 @@ def test_rows_need_no_settings_but_a_file(db: Path) -> None:
     assert len(run("requests", "--db", "elsewhere.db").stdout.splitlines()) == 7
 
 
+@pytest.mark.parametrize("keys", [{}, {"OPENAI_API_KEY": ""}, {"ANTHROPIC_API_KEY": "k"}])
+def test_rows_need_no_key_and_are_where_the_environment_says(db: Path, keys: dict[str, str]) -> None:
+    def listed(**environ: str) -> Result:
+        return CliRunner(env=keys | environ).invoke(main, ["requests"])
+
+    moved = db.parent.rename("state")
+    assert "no ledger at .edgegw/edgegw.db" in listed().stderr
+    assert len(listed(EDGEGW_STATE_DIR="state").stdout.splitlines()) == 7
+    (moved / "edgegw.db").rename("rows.db")
+    assert len(listed(DATABASE_URL="sqlite:///rows.db").stdout.splitlines()) == 7
+    wrong = listed(DATABASE_URL="mysql://h/d")
+    assert (wrong.exit_code, "DATABASE_URL" in wrong.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("command", ["requests", "attempts"])
 def test_rows_that_cannot_be_read(place: Path, command: str) -> None:
     missing = run(command)
