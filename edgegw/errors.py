@@ -123,11 +123,11 @@ class GatewayError(Exception):
 class UpstreamFault(Exception):  # noqa: N818 (what the provider did; the error is what the client is told)
     """How one attempt failed, before anybody has decided what follows.
 
-    `kind` names a row of KINDS whose source is UPSTREAM. `status` is the provider's HTTP status, 0 when there was none.
-    `retry_after_s` is what the provider asked for. `wire_type`, `code` and `param` are the provider's own words. `body`
-    is the provider's error body as it came (at most 64 KiB), `verbatim` says that it is well-formed in the provider's
-    dialect and may be shown to a client that speaks it. `sent` is False when surely no byte of the request reached the
-    provider.
+    `kind` names a row of KINDS whose source is UPSTREAM, or is `internal` when the mistake was ours. `status` is the
+    provider's HTTP status, 0 when there was none. `retry_after_s` is what the provider asked for. `wire_type`, `code`
+    and `param` are the provider's own words. `body` is the provider's error body as it came (at most 64 KiB),
+    `verbatim` says that it is well-formed in the provider's dialect and may be shown to a client that speaks it. `sent`
+    is False when surely no byte of the request reached the provider.
     """
 
     kind: str

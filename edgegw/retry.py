@@ -60,6 +60,7 @@ VERDICTS: dict[str, Verdict] = {
     "upstream_quota": Verdict((_NEXT,), _ILL),  # money does not come back within a request
     "upstream_overloaded": Verdict((_NEXT, _SAME), _ILL, backoff=True),
     "upstream_error": Verdict((_SAME, _NEXT), _ILL, backoff=True),
+    "internal": Verdict((), Health.UNKNOWN),  # a fault of our own: repeating repeats it, and the target is not to blame
 }
 
 # Refusals that are about this target and not about the request: it does not have the model (a mistake in our route),
@@ -84,7 +85,7 @@ class Decision:
 
 
 def verdict(fault: UpstreamFault) -> Verdict:
-    """The row for a fault. Raises KeyError for a kind whose source is not UPSTREAM: that is a bug of the caller."""
+    """The row for a fault. Raises KeyError for a kind that no attempt ends with: that is a bug of the caller."""
     if fault.kind == "upstream_refused" and (fault.status == _REFUSED_HERE_STATUS or fault.code in _REFUSED_HERE_CODES):
         return _REFUSED_HERE
     return VERDICTS[fault.kind]

@@ -47,8 +47,8 @@ def after(
     )
 
 
-def test_every_upstream_kind_has_a_row() -> None:
-    assert sorted(VERDICTS) == UPSTREAM_KINDS
+def test_every_kind_that_an_attempt_can_end_with_has_a_row() -> None:
+    assert sorted(VERDICTS) == sorted([*UPSTREAM_KINDS, "internal"])
 
 
 # fault; then: with another target left, alone, alone and out of tries
@@ -72,6 +72,7 @@ TABLE = [
     (fault("upstream_quota", 429), NEXT, UP, UP),
     (fault("upstream_overloaded", 529), NEXT, SAME, UP),
     (fault("upstream_error", 500), SAME, SAME, UP),
+    (fault("internal", 200), UP, UP, UP),
 ]
 
 
@@ -88,6 +89,7 @@ def test_what_follows(what: UpstreamFault, another: Action, alone: Action, spent
     [
         ("upstream_refused", Health.ALIVE),
         ("upstream_busy", Health.UNKNOWN),
+        ("internal", Health.UNKNOWN),
         *((kind, Health.ILL) for kind in UPSTREAM_KINDS if kind not in ("upstream_refused", "upstream_busy")),
     ],
 )
@@ -156,7 +158,7 @@ def test_an_empty_budget_holds_back_retries_and_lets_fallbacks_pass() -> None:
 
 FAULTS = st.builds(
     UpstreamFault,
-    kind=st.sampled_from(UPSTREAM_KINDS),
+    kind=st.sampled_from(sorted(VERDICTS)),
     message=st.just("x"),
     status=st.sampled_from([0, 200, 400, 401, 404, 429, 500, 503, 529]),
     retry_after_s=st.none() | st.floats(),
