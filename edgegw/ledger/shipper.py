@@ -25,6 +25,9 @@ from edgegw.ledger.record import End, Record, happened_ns
 from edgegw.ledger.store import Batch, Checkpoint, Position, Store, StoreError
 
 POLL_S = 0.1
+# When no row was due for a while, looking less often is enough: a gateway that idles should cost nothing.
+IDLE_AFTER_S = 5.0
+IDLE_POLL_S = 0.25
 # About 2 ms of reading, telling and assembling on the loop, and some 330 requests in one transaction.
 BATCH_RECORDS_MAX = 1000
 BACKOFF_MIN_S = 0.1
@@ -77,6 +80,7 @@ class Shipper:
         self._ahead: Reader | None = None
         self._told: dict[str, Position] = {}
         self._oldest_ns = 0
+        self._busy_until_s = clock.now() + IDLE_AFTER_S
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.tally = Tally()
@@ -100,6 +104,7 @@ class Shipper:
                 self._gather(reader, assembler)
                 if self._due(reader, assembler):
                     await self._ship(reader, assembler)
+                    self._busy_until_s = self._clock.now() + IDLE_AFTER_S
                 if reader.behind:
                     await asyncio.sleep(0)
                 elif last_round:
@@ -210,8 +215,9 @@ class Shipper:
             backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
 
     async def _pause(self) -> None:
+        busy = self._clock.now() < self._busy_until_s
         try:
-            async with asyncio.timeout(self._poll_s):
+            async with asyncio.timeout(self._poll_s if busy else IDLE_POLL_S):
                 await self._stopping.wait()
         except TimeoutError:
             pass
