@@ -705,9 +705,11 @@ async def test_many_workers_admit_what_the_limit_says_and_use_it_up(tmp_path: Pa
         assert admitted <= 60_000 + 1000 * elapsed_s
         assert admitted >= 0.94 * 60_000, "two percent per worker may lie in its hand, less near the end"
         await house.until(lambda: not any(limiter._rotation for limiter in limiters))
-        assert house.authority.level("t") == pytest.approx(
-            60_000 - admitted + 1000 * (time.monotonic() - started_s), abs=1000 * 0.2
-        )
+
+        def unaccounted() -> float:
+            return 60_000 - admitted + 1000 * (time.monotonic() - started_s) - house.authority.level("t")
+
+        await house.until(lambda: abs(unaccounted()) <= 200)  # what was given back may still be on its way
 
 
 async def test_a_restarted_authority_does_not_forget_what_was_used(tmp_path: Path) -> None:
