@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -33,7 +34,7 @@ from edgegw.http.request import RequestLimits
 from edgegw.http.server import Server
 from edgegw.http.upstream import Pool, PoolLimits
 from edgegw.http.watch import Watch
-from edgegw.ledger.journal import Journal
+from edgegw.ledger.journal import JOURNAL_DIR, Journal, bytes_on_disk
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
@@ -44,6 +45,7 @@ from edgegw.relay import LegWaits
 from edgegw.retry import RetryBudget
 from edgegw.routing import Router
 from edgegw.settings import ProviderSettings, ServerSettings, Settings
+from edgegw.telemetry import names
 from edgegw.telemetry.metrics import Metrics
 from edgegw.tokens import TokenEstimator
 from edgegw.worker import Worker
@@ -129,12 +131,14 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         attempts,
         journal,
         clock,
-        lambda: rng.getrandbits(80),
+        partial(rng.getrandbits, 74),
         total_timeout_s=server_settings.total_timeout_s,
         in_flight_max=server_settings.in_flight_max,
     )
     server = build_server(loop, watch, gateway.serve, endpoints.gate, server_settings)
-    return Worker(clock, watch, server, gateway, upstreams, limiter, channel, journal, server_settings.drain_timeout_s)
+    return Worker(
+        clock, watch, server, gateway, attempts, upstreams, limiter, channel, journal, server_settings.drain_timeout_s
+    )
 
 
 def build_server(
@@ -207,9 +211,19 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     watch = Watch(loop, clock.now)
     limit = settings.limits.tokens_per_minute
     authority = MemoryAuthority(lambda tenant: limit, clock)
-    metrics = Metrics()
+    state_dir = Path(settings.server.state_dir)
+    shipper: Shipper
+    metrics = Metrics(
+        {
+            names.LEDGER_LAG: lambda: shipper.lag_s,
+            names.LEDGER_ROWS: lambda: shipper.tally.rows,
+            names.LEDGER_ERRORS: lambda: shipper.tally.errors,
+            names.LEDGER_INTERRUPTED: lambda: shipper.tally.interrupted,
+            names.JOURNAL_BYTES: lambda: bytes_on_disk(state_dir / JOURNAL_DIR),
+        }
+    )
     store = SqliteStore(Path(settings.sqlite_path), migrations("sqlite"), clock)
-    shipper = Shipper(Path(settings.server.state_dir), store, clock, [metrics.observe])
+    shipper = Shipper(state_dir, store, clock, [metrics.observe])
     control: ControlProcess
 
     def render() -> bytes:

@@ -26,9 +26,10 @@ from edgegw.relay import Leg, LegWaits, PlainLeg, StreamLeg
 from edgegw.reply_fields import target_fields
 from edgegw.tokens import TokenEstimator
 
+_CLOSED = State.CLOSED
+
 # Breakers and ladders are kept per target and route; patterns let clients name targets, so there is a bound.
 TARGETS_MAX = 4096
-_REQUEST_ID_FIELDS = (b"x-request-id", b"request-id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +82,6 @@ class Try:
     unfinished: str | None = "internal"  # why nobody can say how it went; None when somebody can
 
     @property
-    def upstream_request_id(self) -> bytes | None:
-        if self.leg is not None:
-            for name, value in self.leg.headers:
-                if name in _REQUEST_ID_FIELDS:
-                    return value[:128]
-        return None
-
-    @property
     def last(self) -> bytes:
         """The last bytes of a stream, to be sent when the books are closed."""
         return self.leg.last if isinstance(self.leg, StreamLeg) else b""
@@ -122,7 +115,7 @@ class Attempts:
 
     @property
     def breakers_open(self) -> int:
-        return sum(breaker.state is not State.CLOSED for breaker in self._breakers.values())
+        return sum(breaker.state is not _CLOSED for breaker in self._breakers.values())
 
     async def run(
         self,
@@ -135,8 +128,12 @@ class Attempts:
     ) -> Try:
         """Asks the route's targets until one answers, the client leaves, or nothing is left to try. Returns the last
         Try; raises GatewayError when no answer came and nothing was committed."""
-        ladder = self._ladder(route)
-        index, leave = choose(ladder.breakers, 0, self._now())
+        ladder = self._ladders.get(id(route))
+        if ladder is None or ladder.route is not route:
+            ladder = self._made_ready(route)
+        index, leave = 0, Pass.NORMAL
+        if ladder.breakers[0].state is not _CLOSED:
+            index, leave = choose(ladder.breakers, 0, self._now())
         kind: AttemptKind = "primary"
         tries = 0
         fault: UpstreamFault | None = None
@@ -159,7 +156,7 @@ class Attempts:
                 if connection is None:
                     connection = await self._loop.create_task(upstream.pool.open(call.data, leg))
                 leg.sent(connection)
-                await leg.wakeup
+                await leg
                 self._judge(current, exchange, ask, reply)
             except UpstreamFault as failure:
                 current.fault = failure
@@ -283,9 +280,8 @@ class Attempts:
             attempt.first_byte_s = leg.first_byte_s - started_s
             if leg.first_token_s is not None:
                 attempt.first_token_s = leg.first_token_s - started_s
-            request_id = current.upstream_request_id
-            if request_id is not None:
-                attempt.upstream_request_id = request_id.decode("latin-1")
+            if leg.upstream_request_id is not None:
+                attempt.upstream_request_id = leg.upstream_request_id.decode("latin-1")
             self._count(current, attempt, leg, exchange, ask)
         if fault is not None:
             attempt.error_kind = fault.kind
@@ -326,16 +322,14 @@ class Attempts:
 
     # -- routes made ready --
 
-    def _ladder(self, route: Route) -> Ladder:
-        ladder = self._ladders.get(id(route))
-        if ladder is None or ladder.route is not route:
-            rungs = [
-                Rung(target, self._upstreams[target.provider], target_fields(route, target)) for target in route.targets
-            ]
-            if len(self._ladders) >= TARGETS_MAX:
-                self._ladders.clear()
-            ladder = Ladder(route, rungs, [self._breaker(target) for target in route.targets])
-            self._ladders[id(route)] = ladder
+    def _made_ready(self, route: Route) -> Ladder:
+        rungs = [
+            Rung(target, self._upstreams[target.provider], target_fields(route, target)) for target in route.targets
+        ]
+        if len(self._ladders) >= TARGETS_MAX:
+            self._ladders.clear()
+        breakers = [self._breaker(target) for target in route.targets]
+        ladder = self._ladders[id(route)] = Ladder(route, rungs, breakers)
         return ladder
 
     def _breaker(self, target: Target) -> Breaker:

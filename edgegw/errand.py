@@ -69,7 +69,7 @@ class Errand:
 
     def start(self) -> None:
         """Runs it until it waits or ends. Call it once."""
-        self._go_on(self._coroutine.send, None)
+        self._step()
 
     def cancel(self) -> None:
         """Throws CancelledError into it where it waits: on the spot, or in the loop's next turn if it is a task."""
@@ -92,7 +92,7 @@ class Errand:
             self.done = True
             self._loop.call_exception_handler({"message": "a handler failed", "exception": error})
         else:
-            if type(awaited) is Wakeup:
+            if isinstance(awaited, Wakeup):
                 self._wakeup = awaited
                 awaited._resume = self._step
             else:
@@ -114,7 +114,7 @@ def _rest_of(
         move: Callable[[Any], Any] = coroutine.send
         given: Any = None
         try:
-            if type(awaited) is Wakeup:
+            if isinstance(awaited, Wakeup):
                 yield from awaited.as_future(loop).__await__()
             else:
                 given = yield awaited

@@ -187,7 +187,7 @@ class Gateway:
             self._limiter.headers(exchange.tenant),
             (spent_s - upstream_s) * 1e3,
             upstream_s * 1e3,
-            current.upstream_request_id,
+            current.leg.upstream_request_id if current.leg is not None else None,
         )
 
     def _conclude(self, exchange: Exchange, last: Try, reply: Reply) -> Ending:

@@ -39,6 +39,10 @@ TAIL_WAIT_S = 2.0
 RECENT_EVENTS = 8
 
 
+_REQUEST_ID_FIELDS = (b"x-request-id", b"request-id")
+REQUEST_ID_BYTES_MAX = 128
+
+
 class Stage(IntEnum):
     WAITING = 0  # for the head
     ERROR = 1  # collecting a body that is an error, or not what was asked for
@@ -84,8 +88,8 @@ class Upstream(Protocol):
     def abort(self) -> None: ...
 
 
-class Leg:
-    """What both kinds share: stages, waits, error bodies, content coding. A waiter of the Watch."""
+class Leg(Wakeup):
+    """What both kinds share, and what the errand awaits: stages, waits, error bodies, content coding. A waiter of the Watch."""
 
     __slots__ = (
         "_clock",
@@ -108,7 +112,7 @@ class Leg:
         "reused",
         "stamp_s",
         "status",
-        "wakeup",
+        "upstream_request_id",
     )
 
     def __init__(
@@ -119,8 +123,9 @@ class Leg:
         waits: LegWaits,
         deadline_s: float,
     ) -> None:
+        self.fired = False
+        self._resume = None
         self.reply = reply
-        self.wakeup = Wakeup()
         self._watch = watch
         self._clock = clock
         self._waits = waits
@@ -132,6 +137,7 @@ class Leg:
         self.connection: Upstream | None = None
         self.status = 0
         self.reused = False
+        self.upstream_request_id: bytes | None = None
         self.headers: list[tuple[bytes, bytes]] = []
         self.body = b""  # of an error, or of a whole plain reply
         self.fault: UpstreamFault | None = None
@@ -183,7 +189,9 @@ class Leg:
         now_s = self.first_byte_s = self._clock()
         self.stamp_s = now_s
         for name, value in headers:
-            if name == b"content-encoding" and value.lower() != b"identity":
+            if name in _REQUEST_ID_FIELDS:
+                self.upstream_request_id = value[:REQUEST_ID_BYTES_MAX]
+            elif name == b"content-encoding" and value.lower() != b"identity":
                 self._set_coding(value.lower())
         self._stage = BODY if 200 <= status < 300 and status != 204 else ERROR
         self.expires_s = min(now_s + self._waits.idle_s, self._deadline_s)
@@ -283,7 +291,7 @@ class Leg:
         self._watch.discard(self)
 
     def _wake(self) -> None:
-        self.wakeup.fire()
+        self.fire()
 
 
 class PlainLeg(Leg):
@@ -300,7 +308,11 @@ class PlainLeg(Leg):
             if plain is None:
                 return
             data = plain
-        self._collect(data, ERROR_BODY_BYTES_MAX if self._stage is ERROR else PLAIN_BODY_BYTES_MAX)
+        if self._stage is BODY and not self._pieces and len(data) < PLAIN_BODY_BYTES_MAX:
+            self._pieces.append(data)  # nearly always the whole of it
+            self._size = len(data)
+        else:
+            self._collect(data, ERROR_BODY_BYTES_MAX if self._stage is ERROR else PLAIN_BODY_BYTES_MAX)
 
     def on_end(self) -> None:
         if self._stage is OVER:
@@ -308,13 +320,14 @@ class PlainLeg(Leg):
         self.connection = None  # it is the pool's again
         pieces = self._pieces
         self.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        self._end(None)
+        self._stop_waiting()
+        self.fire()
 
 
 class StreamLeg(Leg):
     """Relays a stream. `fields` makes the header lines of the reply at the moment of the commit."""
 
-    __slots__ = ("_fields", "_gate_until_s", "_passed_events", "_reader", "_recent", "_withholding", "last")
+    __slots__ = ("_fields", "_gate_until_s", "_needles", "_passed_events", "_reader", "_recent", "_withholding", "last")
 
     def __init__(
         self,
@@ -329,6 +342,7 @@ class StreamLeg(Leg):
         super().__init__(reply, watch, clock, waits, deadline_s)
         self._reader = reader
         self._fields = fields
+        self._needles = reader.needles
         self._withholding = reader.withholding
         self._gate_until_s = NEVER
         self._recent: deque[bytes] | None = None
@@ -350,9 +364,12 @@ class StreamLeg(Leg):
         JSON event goes to the client as it is, framing included. True when it went. Anything else, and anything that
         may be an error or a usage to withhold, goes through the reader."""
         size = len(data)
-        if data[-5:] != b"}\n\n\r\n" or data.find(b"\n\n") != size - 4 or b'"error"' in data:
+        if data[-5:] != b"}\n\n\r\n" or data.find(b"\n\n") != size - 4:
             return False
-        if self._withholding and b'"usage"' in data:
+        for needle in self._needles:
+            if needle in data:
+                return False
+        if self._withholding and b'"usage"' in data and b'"usage":null' not in data:
             return False
         line = data.find(b"\r\n", 1, 10)
         if line < 0 or not data.startswith(b"%x\r\n" % (size - line - 4)):

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgegw.attempts import Upstream
+from edgegw.attempts import Attempts, Upstream
 from edgegw.channel import ChannelClient, Drain
 from edgegw.child import Lifeline
 from edgegw.clock import Clock
@@ -42,6 +42,7 @@ class Worker:
     watch: Watch
     server: Server
     gateway: Gateway
+    attempts: Attempts
     upstreams: Mapping[str, Upstream]
     limiter: Limiter
     channel: ChannelClient
@@ -109,6 +110,7 @@ class Worker:
             "upstream_busy": sum(pool.busy for pool in pools),
             "upstream_idle": sum(pool.idle for pool in pools),
             "upstream_waiting": sum(pool.waiting for pool in pools),
+            "breakers_open": self.attempts.breakers_open,
             "loop_lag_seconds": lag_s,
             "resident_bytes": resident_bytes(),
             "limits_degraded": float(self.limiter.degraded),

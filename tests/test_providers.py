@@ -135,7 +135,7 @@ def test_streams_are_read_in_the_providers_dialect() -> None:
     openai = provider().stream(STREAMED, "m", created_s=1)
     compatible = provider("openai-compatible").stream(STREAMED, "m", created_s=1)
     anthropic = provider("anthropic").stream(STREAMED, "m", created_s=1)
-    assert (openai.transparent, compatible.transparent, anthropic.transparent) == (True, False, False)
+    assert (openai.transparent, compatible.transparent, anthropic.transparent) == (True, True, False)
     assert (openai.withholding, anthropic.withholding) == (True, False)
 
 

@@ -100,6 +100,7 @@ class AnthropicStream:
         "fault",
         "finish_reason",
         "model",
+        "needles",
         "opened",
         "transparent",
         "usage",
@@ -115,6 +116,7 @@ class AnthropicStream:
         self.model: str | None = None
         self.events = 0
         self.transparent = False
+        self.needles: tuple[bytes, ...] = ()
         self.withholding = False
         self._writer = writer
         self._unwrap = unwrap

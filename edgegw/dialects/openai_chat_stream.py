@@ -106,7 +106,7 @@ class OpenAIChatStream:
         self.finish_reason: str | None = None
         self.model: str | None = None
         self.events = 0
-        self.transparent = not mending
+        self.transparent = True
         self.needles = _FAULTY + _ACCENTED if mending else _FAULTY
         self.withholding = withholding
         self._mending = mending

@@ -35,7 +35,8 @@ from edgegw.http.request import (
 )
 
 _END_OF_HEAD = b"\r\n\r\n"
-_VERSIONS = (b" HTTP/1.1", b" HTTP/1.0")
+_HTTP_1_1 = b" HTTP/1.1"
+_VERSIONS = (_HTTP_1_1, b" HTTP/1.0")
 _VERSION_LENGTH = 9
 _METHOD_AND_VERSION_MAX = 64
 _CR, _LF, _ZERO = b"\r\n0"
@@ -62,12 +63,16 @@ class RequestReader:
         "_chunks",
         "_gate",
         "_head",
+        "_host",
         "_judge",
         "_left",
         "_limits",
         "_part",
+        "_path",
         "_pieces",
+        "_query",
         "_request",
+        "_target",
         "head_timed",
         "ready",
         "wants_continue",
@@ -80,6 +85,9 @@ class RequestReader:
         self._part = _HEAD
         self._head = b""  # what has come of a head that is not whole
         self._judge: HttpRequestParser | None = None  # of that part
+        self._target: bytes | None = None  # of the last request, as it stood in its head
+        self._host: bytes | None = None
+        self._path = self._query = b""
         self._left = 0  # of a body with a length
         self._pieces: list[bytes] | None = None
         self._chunks: ChunkedBody | None = None
@@ -187,7 +195,8 @@ class RequestReader:
         if len(head) > limits.head_bytes_max:
             raise GatewayError("head_too_large", "The request head is too large.")
         _validate(HttpRequestParser(_NOBODY), head)
-        _check_version(head, line_end)
+        if head[line_end - _VERSION_LENGTH : line_end] != _HTTP_1_1:
+            _check_version(head, line_end)
         # llhttp has seen to it that lines end in CRLF only, and names and values hold nothing else.
         http_1_0 = request.http_1_0 = head[line_end - 1] == _ZERO
         method, _, target = head[: line_end - _VERSION_LENGTH].partition(b" ")
@@ -196,10 +205,16 @@ class RequestReader:
         _read_fields(head[line_end + 2 : -4], headers, limits.headers_max)
         if method not in METHODS:
             raise GatewayError("not_implemented", "This method is not implemented.")
-        request.path, request.query = target_of(target, method, check_host(headers, http_1_0))
+        if target != self._target or headers.get(b"host") != self._host or http_1_0:
+            # Checked anew where it differs from the request before, on a connection hardly ever.
+            host = check_host(headers, http_1_0)
+            self._path, self._query = target_of(target, method, host)
+            self._target, self._host = target, host
+        request.path, request.query = self._path, self._query
         length = body_length(headers, http_1_0, limits.body_bytes_max)
         # `Upgrade` is ignored, but whoever sent it may go on in another protocol.
-        request.keep_alive = not wants_close(headers, http_1_0) and b"upgrade" not in headers
+        if b"connection" in headers or http_1_0 or b"upgrade" in headers:
+            request.keep_alive = not wants_close(headers, http_1_0) and b"upgrade" not in headers
         wants_continue = b"expect" in headers and check_expect(headers, http_1_0)
         try:
             self._gate(request)

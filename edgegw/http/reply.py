@@ -46,6 +46,9 @@ EVENT_STREAM = b"content-type: text/event-stream; charset=utf-8\r\n"
 COMMENT_CHUNK = b"3\r\n:\n\n\r\n"
 
 
+_OK = b"HTTP/1.1 200 OK\r\n"
+
+
 def status_line(status: int) -> bytes:
     """`HTTP/1.1 200 OK\\r\\n`. A status of a provider that we have no words for goes without a reason phrase."""
     return b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, b""))
@@ -128,7 +131,7 @@ class Reply:
         self.started = True
         request = self.request
         head = b"%b%b%bcontent-length: %d\r\n\r\n" % (
-            status_line(status),
+            _OK if status == 200 else status_line(status),
             fields,
             b"" if request.keep_alive and not request.http_1_0 else self._connection_field(),
             len(body),

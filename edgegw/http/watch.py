@@ -27,12 +27,14 @@ class Waiter(Protocol):
 class Watch:
     """`now_s` is the time of the last tick: good enough (and far cheaper than a clock) for stamping activity."""
 
-    __slots__ = ("_clock", "_handle", "_loop", "_waiters", "now_s")
+    __slots__ = ("_clock", "_handle", "_loop", "_waiters", "add", "discard", "now_s")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]) -> None:
         self._loop = loop
         self._clock = clock
         self._waiters: set[Waiter] = set()
+        self.add = self._waiters.add  # what is called per request goes straight to the set
+        self.discard = self._waiters.discard
         self._handle: asyncio.TimerHandle | None = None
         self.now_s = clock()
 
@@ -43,12 +45,6 @@ class Watch:
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
-
-    def add(self, waiter: Waiter) -> None:
-        self._waiters.add(waiter)
-
-    def discard(self, waiter: Waiter) -> None:
-        self._waiters.discard(waiter)
 
     def _tick(self) -> None:
         now_s = self.now_s = self._clock()

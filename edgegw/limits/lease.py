@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from msgspec import Struct
 
 from edgegw.limits.bucket import Bucket
-from edgegw.limits.standing import Standing
+from edgegw.limits.standing import LINES, Standing, duration
 
 CHECK_EVERY_S = 0.1  # how often a lease in use looks at itself: ten small sums a second, and idle means seen idle
 IDLE_S = 0.25  # unused for so long (seen at the next check): all of it goes back
@@ -231,6 +231,19 @@ class Lease:
         left = self.remaining_at(now_s) if local is None else local.level(now_s)
         remaining = min(max(left + self.level, 0), limit)
         return Standing(limit, remaining, (limit - remaining) * 60.0 / limit if limit else 0.0)
+
+    def lines(self, now_s: float) -> bytes:
+        """The standing as header lines: on the way of every reply, so without a Standing for the usual lease."""
+        limit, heard_s = self.limit, self.heard_s
+        if self.local is not None or heard_s is None or not limit:
+            return self.standing(now_s).lines()
+        left = self.remaining + int((now_s - heard_s) * limit / 60.0)
+        remaining = (left if left < limit else limit) + self.level
+        if remaining < 0:
+            remaining = 0
+        elif remaining >= limit:
+            return LINES % (limit, limit, b"0s")
+        return LINES % (limit, remaining, duration((limit - remaining) * 60.0 / limit))
 
     def wait_s(self, tokens: int, now_s: float) -> float:
         """How long until `tokens` should be there: an estimate, as others take and give back too."""

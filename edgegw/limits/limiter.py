@@ -107,8 +107,8 @@ class Limiter:
 
     def headers(self, tenant: str) -> bytes:
         """The same as header lines, each ended by CRLF; empty for a tenant that is not known."""
-        standing = self.standing(tenant)
-        return b"" if standing is None else standing.lines()
+        account = self._get(tenant)
+        return b"" if account is None else account.lines(self._clock.now())
 
     def close(self) -> None:
         """Decides for those who still wait, and gives everything back. Close the channel after it."""

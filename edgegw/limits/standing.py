@@ -11,6 +11,8 @@ from math import ceil
 
 from edgegw.errors import GatewayError
 
+LINES = b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\nx-ratelimit-reset-tokens: %b\r\n"
+
 
 @dataclass(slots=True)
 class Standing:
@@ -22,10 +24,7 @@ class Standing:
 
     def lines(self) -> bytes:
         """As header lines, each ended by CRLF."""
-        return (
-            b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\nx-ratelimit-reset-tokens: %b\r\n"
-            % (self.limit, self.remaining, duration(self.reset_s))
-        )
+        return LINES % (self.limit, self.remaining, duration(self.reset_s))
 
     def fields(self) -> tuple[tuple[bytes, bytes], ...]:
         return (

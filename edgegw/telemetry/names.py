@@ -73,6 +73,7 @@ LEDGER_ERRORS = Family("edgegw_ledger_errors_total", "counter", "Batches that th
 LEDGER_INTERRUPTED = Family(
     "edgegw_ledger_interrupted_total", "counter", "Requests closed in the books because their worker had died."
 )
+JOURNAL_BYTES = Family("edgegw_journal_bytes", "gauge", "Bytes of all workers' journals on disk, shipped or not.")
 
 # What a worker calls its gauges in its vitals, and what they are called outside; `worker` is its slot. A gauge that is
 # not in here is exposed all the same, as edgegw_worker_NAME.
@@ -90,7 +91,6 @@ WORKER_GAUGES: dict[str, Family] = {
         ("resident_bytes", "edgegw_worker_resident_memory_bytes", "Resident memory of the worker."),
         ("limits_degraded", "edgegw_limits_degraded", "1 while limits are kept without the authority, else 0."),
         ("journal_full", "edgegw_journal_full", "1 while the journal has no room and requests are refused, else 0."),
-        ("journal_bytes", "edgegw_journal_bytes", "Bytes of the journal that are on disk."),
     )
 }
 WORKER_GAUGE_PREFIX = "edgegw_worker_"
