@@ -30,6 +30,7 @@ from edgegw.control.process import ControlProcess
 from edgegw.gateway import Gateway
 from edgegw.http.client_connection import Waits
 from edgegw.http.dial import Dialer, Proxies, Proxy, Resolver, tls_context
+from edgegw.http.outbox import Outbox
 from edgegw.http.request import RequestLimits
 from edgegw.http.server import Server
 from edgegw.http.upstream import Pool, PoolLimits
@@ -122,7 +123,8 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
     limit = settings.limits.tokens_per_minute
     limiter = Limiter(channel, lambda tenant: limit, clock, server_settings.workers)
     estimator = TokenEstimator()
-    upstreams = build_upstreams(settings, clock)
+    outbox = Outbox(loop)
+    upstreams = build_upstreams(settings, clock, outbox)
     attempts = Attempts(upstreams, journal, watch, clock, rng.random, loop, BreakerPolicy(), estimator)
     gateway = Gateway(
         Router(settings.use_cases, settings.models, settings.default, settings.providers),
@@ -135,7 +137,7 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         total_timeout_s=server_settings.total_timeout_s,
         in_flight_max=server_settings.in_flight_max,
     )
-    server = build_server(loop, watch, gateway.serve, endpoints.gate, server_settings)
+    server = build_server(loop, watch, gateway.serve, endpoints.gate, server_settings, outbox)
     return Worker(
         clock, watch, server, gateway, attempts, upstreams, limiter, channel, journal, server_settings.drain_timeout_s
     )
@@ -147,6 +149,7 @@ def build_server(
     handler: Callable[..., object],
     gate: Callable[..., None],
     settings: ServerSettings,
+    outbox: Outbox,
 ) -> Server:
     return Server(
         loop,
@@ -166,10 +169,11 @@ def build_server(
             settings.client_stall_timeout_s,
         ),
         requests_per_connection_max=settings.requests_per_connection_max,
+        outbox=outbox,
     )
 
 
-def build_upstreams(settings: Settings, clock: SystemClock) -> dict[str, Upstream]:
+def build_upstreams(settings: Settings, clock: SystemClock, outbox: Outbox) -> dict[str, Upstream]:
     resolver = Resolver(clock)
     providers = settings.providers.values()
     secure = any(provider.base_url.startswith("https://") for provider in providers)
@@ -187,6 +191,7 @@ def build_upstreams(settings: Settings, clock: SystemClock) -> dict[str, Upstrea
             ),
             dialer=Dialer(resolver, tls=tls, proxies=proxies),
             clock=clock,
+            outbox=outbox,
         )
         return Upstream(built, pool, RetryBudget(), LegWaits(timeouts.first_byte_s, timeouts.idle_s))
 
@@ -230,7 +235,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
         return metrics.render()
 
     handler = Admin(lambda: control.readiness(), render)
-    server = build_server(loop, watch, handler.serve, admin_gate, settings.server)
+    server = build_server(loop, watch, handler.serve, admin_gate, settings.server, Outbox())
     control = ControlProcess(
         watch,
         ChannelServer(channel, authority, clock.wall_ns()),

@@ -89,7 +89,8 @@ class Upstream(Protocol):
 
 
 class Leg(Wakeup):
-    """What both kinds share, and what the errand awaits: stages, waits, error bodies, content coding. A waiter of the Watch."""
+    """What both kinds share, and what the errand awaits: stages, waits, error bodies, content coding. A waiter of the
+    Watch."""
 
     __slots__ = (
         "_clock",

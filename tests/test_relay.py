@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from edgegw.clock import ManualClock
 from edgegw.dialects.openai_chat_stream import OpenAIChatStream
+from edgegw.http.outbox import Outbox
 from edgegw.http.reply import Reply
 from edgegw.http.request import Request
 from edgegw.http.upstream_connection import Connection
@@ -109,6 +110,7 @@ class FakeClient:
     def __init__(self) -> None:
         self.transport = FakeTransport()
         self.write_paused = False
+        self.outbox = Outbox()
         self.finished_with: bool | None = None
 
     def finished(self, reply: Reply, keep_alive: bool) -> None:
@@ -144,7 +146,7 @@ class Rig:
             self.leg = PlainLeg(self.reply, self.watch, self.clock.now, WAITS, deadline_s)
         self.pool = FakePool()
         self.upstream = FakeTransport()
-        self.connection = Connection(cast(Any, self.pool), head_bytes_max=65536, informational_max=10)
+        self.connection = Connection(cast(Any, self.pool), Outbox(), head_bytes_max=65536, informational_max=10)
         self.connection.connection_made(cast(Any, self.upstream))
         self.connection.start(b"POST / HTTP/1.1\r\n\r\n", self.leg)
         self.leg.sent(self.connection)

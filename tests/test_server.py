@@ -12,6 +12,7 @@ import pytest
 
 from edgegw.endpoints import gate
 from edgegw.http.client_connection import Waits
+from edgegw.http.outbox import Outbox
 from edgegw.http.reply import JSON, Reply
 from edgegw.http.request import Request, RequestLimits
 from edgegw.http.server import Server
@@ -50,7 +51,7 @@ async def start() -> AsyncIterator[Start]:
         loop = asyncio.get_running_loop()
         watch = Watch(loop, time.monotonic)
         watch.start()
-        server = Server(loop, watch, handler, gate, limits=RequestLimits(**limits), waits=waits)
+        server = Server(loop, watch, handler, gate, limits=RequestLimits(**limits), waits=waits, outbox=Outbox(loop))
         sock = socket.create_server(("127.0.0.1", 0))
         await server.listen(sock)
         running.append((server, watch))

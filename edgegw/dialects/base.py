@@ -62,8 +62,8 @@ class StreamReader(Protocol):
     `opened`: an event that carries content (text, tool call, refusal, reasoning, audio, or a finish) has been seen.
     `done`: the reply is complete. `fault`: an error event, garbage, or a truncation found by `end`; nothing comes out
     after it. `last`: the client's terminator, to be sent when the books are closed, never part of what `feed` gives.
-    `transparent`: events without any of `needles` pass untouched. `withholding`: the client did not ask for usage, so the usage-only event is
-    kept from it. `at_rest`: between two events, nothing held back.
+    `transparent`: events without any of `needles` pass untouched. `withholding`: the client did not ask for usage, so
+    the usage-only event is kept from it. `at_rest`: between two events, nothing held back.
     """
 
     opened: bool

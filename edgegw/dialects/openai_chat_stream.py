@@ -107,7 +107,7 @@ class OpenAIChatStream:
         self.model: str | None = None
         self.events = 0
         self.transparent = True
-        self.needles = _FAULTY + _ACCENTED if mending else _FAULTY
+        self.needles: tuple[bytes, ...] = _FAULTY + _ACCENTED if mending else _FAULTY
         self.withholding = withholding
         self._mending = mending
         self._due = not announced  # a usage-only event would be due to our asking

@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 
 from edgegw.errand import Errand
 from edgegw.http.connection import RequestReader
+from edgegw.http.outbox import Outbox
 from edgegw.http.reply import CONTINUE, Reply
 from edgegw.http.request import Request, RequestLimits
 from edgegw.http.watch import NEVER, Watch
@@ -56,6 +57,7 @@ class Site(Protocol):
     gate: Callable[[Request], None]
     limits: RequestLimits
     waits: Waits
+    outbox: Outbox
     requests_per_connection_max: int
     connections: set[ClientConnection]
     in_work: int
@@ -77,6 +79,7 @@ class ClientConnection(asyncio.Protocol):
         "_server",
         "_serving",
         "expires_s",
+        "outbox",
         "transport",
         "write_paused",
     )
@@ -93,6 +96,7 @@ class ClientConnection(asyncio.Protocol):
         self._eof = False
         self._paused_reading = False
         self.write_paused = False
+        self.outbox = server.outbox
         self.expires_s = NEVER
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
 
@@ -167,6 +171,7 @@ class ClientConnection(asyncio.Protocol):
             self._serving = False
         if self._reply is None and self._lingered_bytes < 0:
             if reader.dead or self._eof:
+                self.outbox.flush()
                 self.transport.close()
             else:
                 self._wait_for_rest()
@@ -221,7 +226,7 @@ class ClientConnection(asyncio.Protocol):
             if reader.wants_continue:
                 reader.wants_continue = False
                 if not reader.body_size:
-                    self.transport.write(CONTINUE)
+                    self.outbox.write(self.transport, CONTINUE)
             return
         self._body_since_s = 0.0
         if not reader.mid_head:
@@ -249,6 +254,7 @@ class ClientConnection(asyncio.Protocol):
     def _close(self) -> None:
         """Closes; when the client may still be sending, only after reading on for a while."""
         transport = self.transport
+        self.outbox.flush()
         if self._eof or not transport.can_write_eof():
             transport.close()
             return
@@ -266,6 +272,7 @@ class ClientConnection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         if self._reply is None and not (self._reader.mid_head or self._reader.mid_body):
+            self.outbox.flush()
             self.transport.close()
 
     def cancel_work(self) -> None:

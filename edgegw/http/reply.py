@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, Protocol
 
+from edgegw.http.outbox import Outbox
 from edgegw.http.request import Request
 
 REASONS = {
@@ -69,6 +70,8 @@ def chunk(data: bytes) -> bytes:
 class Transport(Protocol):
     def write(self, data: bytes) -> None: ...
 
+    def is_closing(self) -> bool: ...
+
     def abort(self) -> None: ...
 
 
@@ -76,6 +79,7 @@ class ReplyConnection(Protocol):
     """What a Reply needs of its connection."""
 
     write_paused: bool
+    outbox: Outbox
 
     @property
     def transport(self) -> Transport: ...
@@ -136,7 +140,11 @@ class Reply:
             b"" if request.keep_alive and not request.http_1_0 else self._connection_field(),
             len(body),
         )
-        self._transport.write(head if request.method == b"HEAD" else head + body)
+        data = head if request.method == b"HEAD" else head + body
+        outbox = self._connection.outbox
+        outbox.write(self._transport, data)
+        if not request.keep_alive:
+            outbox.flush()
         self.bytes_out = len(head) + len(body)
         self._connection.finished(self, request.keep_alive)
 
@@ -154,6 +162,7 @@ class Reply:
             request.keep_alive = False
             data = b"%b%bconnection: close\r\n\r\n%b" % (status_line(status), fields, first)
         self.bytes_out = len(data)
+        self._connection.outbox.flush()
         self._transport.write(data)
 
     def write(self, data: bytes) -> None:

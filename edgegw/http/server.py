@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 
 from edgegw.http.client_connection import ClientConnection, Handler, Waits
+from edgegw.http.outbox import Outbox
 from edgegw.http.request import Request, RequestLimits
 from edgegw.http.watch import Watch
 
@@ -28,6 +29,7 @@ class Server:
         limits: RequestLimits,
         waits: Waits,
         requests_per_connection_max: int = 10_000,
+        outbox: Outbox | None = None,
     ) -> None:
         self.loop = loop
         self.watch = watch
@@ -36,6 +38,7 @@ class Server:
         self.limits = limits
         self.waits = waits
         self.requests_per_connection_max = requests_per_connection_max
+        self.outbox = outbox or Outbox()
         self.connections: set[ClientConnection] = set()
         self.in_work = 0
         self.draining = False

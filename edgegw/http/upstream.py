@@ -19,6 +19,7 @@ from typing import Protocol
 from edgegw.clock import Clock
 from edgegw.errors import UpstreamFault
 from edgegw.http.dial import Origin
+from edgegw.http.outbox import Outbox
 from edgegw.http.upstream_connection import Connection, Sink, State
 
 _NEW, _READY, _DIALLING, _IDLE = State.NEW, State.READY, State.DIALLING, State.IDLE
@@ -49,7 +50,10 @@ class Dials(Protocol):
 class Pool:
     """Connections to `origin`. All methods run on the event loop that the connections live on."""
 
-    def __init__(self, origin: Origin, *, limits: PoolLimits, dialer: Dials, clock: Clock) -> None:
+    def __init__(
+        self, origin: Origin, *, limits: PoolLimits, dialer: Dials, clock: Clock, outbox: Outbox | None = None
+    ) -> None:
+        self._outbox = outbox or Outbox()
         self._origin = origin
         self._limits = limits
         self._dialer = dialer
@@ -146,7 +150,9 @@ class Pool:
 
     def _new(self) -> Connection:
         limits = self._limits
-        connection = Connection(self, head_bytes_max=limits.head_bytes_max, informational_max=limits.informational_max)
+        connection = Connection(
+            self, self._outbox, head_bytes_max=limits.head_bytes_max, informational_max=limits.informational_max
+        )
         self._open.add(connection)
         return connection
 

@@ -16,6 +16,7 @@ from enum import IntEnum
 from typing import Protocol, cast
 
 from edgegw.errors import UpstreamFault
+from edgegw.http.outbox import Outbox
 from edgegw.http.response import Headers, ResponseReader
 
 Lane = Callable[[bytes], bool]
@@ -85,6 +86,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_head_bytes_max",
         "_informational_max",
+        "_outbox",
         "_owner",
         "_paused",
         "_reader",
@@ -98,8 +100,9 @@ class Connection(asyncio.Protocol):
         "state",
     )
 
-    def __init__(self, owner: Owner, *, head_bytes_max: int, informational_max: int) -> None:
+    def __init__(self, owner: Owner, outbox: Outbox, *, head_bytes_max: int, informational_max: int) -> None:
         self._owner = owner
+        self._outbox = outbox
         self._head_bytes_max = head_bytes_max
         self._informational_max = informational_max
         self._reader: ResponseReader | None = None
@@ -127,7 +130,7 @@ class Connection(asyncio.Protocol):
         self._sink = sink
         self._request = data
         assert self._transport is not None
-        self._transport.write(data)
+        self._outbox.write(self._transport, data)
 
     def pause(self) -> None:
         """Stop reading: the client is slower than the provider."""
