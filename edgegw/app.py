@@ -123,7 +123,7 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
     limit = settings.limits.tokens_per_minute
     limiter = Limiter(channel, lambda tenant: limit, clock, server_settings.workers)
     estimator = TokenEstimator()
-    outbox = Outbox(loop)
+    outbox = Outbox(loop.call_soon)
     upstreams = build_upstreams(settings, clock, outbox)
     attempts = Attempts(upstreams, journal, watch, clock, rng.random, loop, BreakerPolicy(), estimator)
     gateway = Gateway(

@@ -328,7 +328,18 @@ class PlainLeg(Leg):
 class StreamLeg(Leg):
     """Relays a stream. `fields` makes the header lines of the reply at the moment of the commit."""
 
-    __slots__ = ("_fields", "_gate_until_s", "_needles", "_passed_events", "_reader", "_recent", "_withholding", "last")
+    __slots__ = (
+        "_client",
+        "_fields",
+        "_gate_until_s",
+        "_needles",
+        "_passed_events",
+        "_reader",
+        "_recent",
+        "_send",
+        "_withholding",
+        "last",
+    )
 
     def __init__(
         self,
@@ -348,6 +359,7 @@ class StreamLeg(Leg):
         self._gate_until_s = NEVER
         self._recent: deque[bytes] | None = None
         self._passed_events = 0
+        self._client, self._send = reply.wire()
         self.last = b""
 
     @property
@@ -376,9 +388,8 @@ class StreamLeg(Leg):
         if line < 0 or not data.startswith(b"%x\r\n" % (size - line - 4)):
             return False
         self._recent.append(data)  # type: ignore[union-attr]
-        reply = self.reply
-        reply.transport.write(data)
-        reply.bytes_out += size
+        self._send(self._client, data)
+        self.reply.bytes_out += size
         self._passed_events += 1
         self.stamp_s = self._watch.now_s
         return True

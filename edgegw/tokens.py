@@ -28,6 +28,9 @@ OUTPUT_TRIES = 4  # before so many answers were seen, the larger of guess and ex
 OUTPUT_STEP_MIN = 0.1  # smallest step of the percentile: up by 9 %, down by 1 %, so it forgets within 100 answers
 OUTPUT_FIRST = 2.0  # the first answer is taken for a middling one; the 90th percentile of answers is about twice that
 
+WELL_KNOWN_ANSWERS = 64  # of a tenant and model; from then on a sample is enough
+LEARN_EVERY = 8
+
 ATTACHMENT_TOKENS = 1200  # between OpenAI's 765 for 1024 x 1024 in detail and Anthropic's 1,600 for the largest
 ATTACHMENT_BYTES_MIN = 4096  # shorter base64 is counted as text, which makes it at most about as many tokens
 ENTRIES_MAX = 4096  # models, and pairs of tenant and model: about 1 MiB; the one not used for longest is forgotten
@@ -133,6 +136,11 @@ class OutputEstimator:
             expected = max(expected, OUTPUT_TOKENS)
         return expected if asked_max is None else min(asked_max, expected)
 
+    def knows(self, tenant: str, model: str) -> bool:
+        """Enough answers were seen for the step to have reached its smallest, several times over."""
+        known = self._known.get((tenant, model))
+        return known is not None and known[1] >= WELL_KNOWN_ANSWERS
+
     def learn(self, tenant: str, model: str, tokens: int) -> None:
         """An answer of so many tokens; one without any says nothing."""
         if tokens <= 0:
@@ -152,9 +160,10 @@ class OutputEstimator:
 class TokenEstimator:
     """Both together, as the gateway uses them. One per worker."""
 
-    __slots__ = ("output", "prompt")
+    __slots__ = ("_answers", "output", "prompt")
 
     def __init__(self) -> None:
+        self._answers = 0
         self.prompt = PromptEstimator()
         self.output = OutputEstimator()
 
@@ -167,7 +176,11 @@ class TokenEstimator:
         return self.prompt.estimate(model, len(body), *attachments(body))
 
     def learn(self, tenant: str, model: str, body: bytes, input_tokens: int, output_tokens: int) -> None:
-        """What the provider counted. Prompts with attachments say nothing about the ratio."""
+        """What the provider counted. Prompts with attachments say nothing about the ratio. Of what is well known only
+        every LEARN_EVERYth request is looked at: a sample tells a percentile and a ratio as well as all would."""
+        self._answers += 1
+        if self._answers % LEARN_EVERY and self.output.knows(tenant, model):
+            return
         self.output.learn(tenant, model, output_tokens)
         if not attachments(body)[0]:
             self.prompt.learn(model, len(body), input_tokens)

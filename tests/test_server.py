@@ -51,7 +51,9 @@ async def start() -> AsyncIterator[Start]:
         loop = asyncio.get_running_loop()
         watch = Watch(loop, time.monotonic)
         watch.start()
-        server = Server(loop, watch, handler, gate, limits=RequestLimits(**limits), waits=waits, outbox=Outbox(loop))
+        server = Server(
+            loop, watch, handler, gate, limits=RequestLimits(**limits), waits=waits, outbox=Outbox(loop.call_soon)
+        )
         sock = socket.create_server(("127.0.0.1", 0))
         await server.listen(sock)
         running.append((server, watch))

@@ -4,13 +4,13 @@ A write wakes the process on the other side, and waking one that sleeps on anoth
 load a turn of the loop serves dozens of connections: when their writes leave back to back, the first one wakes the
 other side and the rest find it awake. A turn with a single write pays a microsecond or two for it.
 
-Only whole messages go through here: requests to providers, replies that are not streamed. Who writes to a transport
-directly calls `flush()` first, so that nothing overtakes.
+Everything that a worker sends to clients and providers goes through here, so nothing overtakes. Who closes a transport
+calls `flush()` first.
 """
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -21,21 +21,21 @@ class Writes(Protocol):
 
 
 class Outbox:
-    """One per worker. Without a loop nothing is held back."""
+    """One per worker. `soon` calls at the end of the turn (a loop's call_soon); without it nothing is held back."""
 
-    __slots__ = ("_held", "_loop")
+    __slots__ = ("_held", "_soon")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        self._loop = loop
+    def __init__(self, soon: Callable[[Callable[[], None]], object] | None = None) -> None:
+        self._soon = soon
         self._held: list[tuple[Writes, bytes]] = []
 
     def write(self, transport: Writes, data: bytes) -> None:
-        if self._loop is None:
+        if self._soon is None:
             transport.write(data)
             return
         held = self._held
         if not held:
-            self._loop.call_soon(self.flush)
+            self._soon(self.flush)
         held.append((transport, data))
 
     def flush(self) -> None:

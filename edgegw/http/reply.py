@@ -99,6 +99,7 @@ class Reply:
 
     __slots__ = (
         "_connection",
+        "_outbox",
         "_transport",
         "bytes_out",
         "chunked",
@@ -114,6 +115,7 @@ class Reply:
     def __init__(self, connection: ReplyConnection, request: Request) -> None:
         self._connection = connection
         self._transport = connection.transport
+        self._outbox = connection.outbox
         self.request = request
         self.chunked = not request.http_1_0
         self.started = False
@@ -123,10 +125,6 @@ class Reply:
         self.on_gone: Callable[[], None] | None = None
         self.on_pause: Callable[[], None] | None = None
         self.on_resume: Callable[[], None] | None = None
-
-    @property
-    def transport(self) -> Transport:
-        return self._transport
 
     def send(self, status: int, fields: bytes, body: bytes) -> None:
         """The whole reply in one write. `fields` are complete header lines, framing excluded."""
@@ -140,11 +138,7 @@ class Reply:
             b"" if request.keep_alive and not request.http_1_0 else self._connection_field(),
             len(body),
         )
-        data = head if request.method == b"HEAD" else head + body
-        outbox = self._connection.outbox
-        outbox.write(self._transport, data)
-        if not request.keep_alive:
-            outbox.flush()
+        self._outbox.write(self._transport, head if request.method == b"HEAD" else head + body)
         self.bytes_out = len(head) + len(body)
         self._connection.finished(self, request.keep_alive)
 
@@ -162,8 +156,12 @@ class Reply:
             request.keep_alive = False
             data = b"%b%bconnection: close\r\n\r\n%b" % (status_line(status), fields, first)
         self.bytes_out = len(data)
-        self._connection.outbox.flush()
-        self._transport.write(data)
+        self._outbox.write(self._transport, data)
+
+    def wire(self) -> tuple[Transport, Callable[[Transport, bytes], None]]:
+        """The client's transport, and what to call with it and bytes of a stream that are framed already: for a fast
+        lane, which counts `bytes_out` itself."""
+        return self._transport, self._outbox.write
 
     def write(self, data: bytes) -> None:
         """More of a stream; `data` must not be empty."""
@@ -172,7 +170,7 @@ class Reply:
         if self.chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         self.bytes_out += len(data)
-        self._transport.write(data)
+        self._outbox.write(self._transport, data)
 
     def end(self, last: bytes) -> None:
         """The stream's own last bytes and the end of the message."""
@@ -183,7 +181,7 @@ class Reply:
             data = chunk(last) + LAST_CHUNK if last else LAST_CHUNK
         self.bytes_out += len(data)
         if data:
-            self._transport.write(data)
+            self._outbox.write(self._transport, data)
         self._connection.finished(self, self.request.keep_alive)
 
     def fail(self, last: bytes) -> None:
@@ -195,7 +193,7 @@ class Reply:
         """Sends bytes without meaning; False when there is nothing that may be sent now."""
         if self.started and not self.chunked:
             return False
-        self._transport.write(COMMENT_CHUNK if self.started else CONTINUE)
+        self._outbox.write(self._transport, COMMENT_CHUNK if self.started else CONTINUE)
         return True
 
     @property
