@@ -58,51 +58,51 @@ class Wakeup:
 class Errand:
     """One run of a coroutine that returns nothing and handles its own exceptions."""
 
-    __slots__ = ("_coroutine", "_loop", "_task", "_wakeup", "done")
+    __slots__ = ("_coroutine", "_loop", "_task", "_wakeup")
 
     def __init__(self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
         self._coroutine = coroutine
         self._loop = loop
         self._wakeup: Wakeup | None = None
         self._task: asyncio.Task[None] | None = None
-        self.done = False
 
-    def start(self) -> None:
-        """Runs it until it waits or ends. Call it once."""
-        self._step()
+    def step(self) -> None:
+        """Runs it until it waits or ends. Call it once; from then on what it waits for does."""
+        try:
+            awaited = self._coroutine.send(None)
+        except StopIteration:
+            return
+        except (Exception, asyncio.CancelledError) as error:
+            self._failed(error)
+            return
+        self._wait_for(awaited)
 
     def cancel(self) -> None:
         """Throws CancelledError into it where it waits: on the spot, or in the loop's next turn if it is a task."""
+        wakeup = self._wakeup
         if self._task is not None:
             self._task.cancel()
-        elif self._wakeup is not None:
-            self._wakeup._resume = None
-            self._go_on(self._coroutine.throw, asyncio.CancelledError())
+        elif wakeup is not None and not wakeup.fired:
+            wakeup._resume = None
+            try:
+                awaited = self._coroutine.throw(asyncio.CancelledError())
+            except StopIteration:
+                return
+            except (Exception, asyncio.CancelledError) as error:
+                self._failed(error)
+                return
+            self._wait_for(awaited)
 
-    def _step(self) -> None:
-        self._go_on(self._coroutine.send, None)
-
-    def _go_on(self, move: Callable[[Any], Any], value: Any) -> None:
-        self._wakeup = None
-        try:
-            awaited = move(value)
-        except StopIteration:
-            self.done = True
-        except (Exception, asyncio.CancelledError) as error:
-            self.done = True
-            self._loop.call_exception_handler({"message": "a handler failed", "exception": error})
+    def _wait_for(self, awaited: Any) -> None:
+        if isinstance(awaited, Wakeup):
+            self._wakeup = awaited
+            awaited._resume = self.step
         else:
-            if isinstance(awaited, Wakeup):
-                self._wakeup = awaited
-                awaited._resume = self._step
-            else:
-                self._task = self._loop.create_task(self._as_task(awaited))
+            self._wakeup = None
+            self._task = self._loop.create_task(_rest_of(self._coroutine, awaited, self._loop))
 
-    async def _as_task(self, awaited: Any) -> None:
-        try:
-            await _rest_of(self._coroutine, awaited, self._loop)
-        finally:
-            self.done = True
+    def _failed(self, error: BaseException) -> None:
+        self._loop.call_exception_handler({"message": "a handler failed", "exception": error})
 
 
 @types.coroutine

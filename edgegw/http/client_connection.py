@@ -173,6 +173,10 @@ class ClientConnection(asyncio.Protocol):
             if reader.dead or self._eof:
                 self.outbox.flush()
                 self.transport.close()
+            elif reader.at_rest:
+                server = self._server
+                self.expires_s = server.watch.now_s + server.waits.keep_alive_s
+                self._body_since_s = 0.0
             else:
                 self._wait_for_rest()
 
@@ -185,7 +189,7 @@ class ClientConnection(asyncio.Protocol):
         self._reply = reply = Reply(self, request)
         server.in_work += 1
         self._errand = errand = Errand(server.handler(request, reply), server.loop)
-        errand.start()
+        errand.step()
 
     def finished(self, reply: Reply, keep_alive: bool) -> None:
         """A reply was written to its end."""
@@ -229,9 +233,7 @@ class ClientConnection(asyncio.Protocol):
                     self.outbox.write(self.transport, CONTINUE)
             return
         self._body_since_s = 0.0
-        if not reader.mid_head:
-            self.expires_s = now_s + server.waits.keep_alive_s
-        elif not reader.head_timed:
+        if not reader.head_timed:
             reader.head_timed = True
             self.expires_s = now_s + server.waits.head_s
 

@@ -98,6 +98,11 @@ class RequestReader:
     # -- what the shell asks --
 
     @property
+    def at_rest(self) -> bool:
+        """Between two requests."""
+        return self._part is _HEAD and not self._head
+
+    @property
     def mid_head(self) -> bool:
         return self._part is _HEAD and bool(self._head)
 

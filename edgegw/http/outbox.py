@@ -17,8 +17,6 @@ from typing import Protocol
 class Writes(Protocol):
     def write(self, data: bytes) -> None: ...
 
-    def is_closing(self) -> bool: ...
-
 
 class Outbox:
     """One per worker. `soon` calls at the end of the turn (a loop's call_soon); without it nothing is held back."""
@@ -44,5 +42,7 @@ class Outbox:
         if held:
             self._held = []
             for transport, data in held:
-                if not transport.is_closing():
+                try:
                     transport.write(data)
+                except RuntimeError:  # uvloop's word for a transport that was closed in this turn
+                    continue
