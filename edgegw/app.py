@@ -39,10 +39,10 @@ from edgegw.ledger.journal import JOURNAL_DIR, Journal, bytes_on_disk
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
+from edgegw.leg import LegWaits
 from edgegw.limits.authority import MemoryAuthority
 from edgegw.limits.limiter import Limiter
 from edgegw.providers import registry
-from edgegw.relay import LegWaits
 from edgegw.retry import RetryBudget
 from edgegw.routing import Router
 from edgegw.settings import ProviderSettings, ServerSettings, Settings

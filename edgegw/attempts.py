@@ -1,8 +1,8 @@
 """The loop over targets: open, gate, commit, relay, fail, next.
 
-One `run` per exchange. Each turn asks one target once (a leg, see relay.py) and closes the attempt's books; what
-follows from a failure is decided by retry.py and breaker.py, which know no I/O. Once the client has bytes nothing is
-tried again, whatever happens.
+One `run` per exchange. Each turn asks one target once (a leg, see leg.py and relay.py) and closes the attempt's books;
+what follows from a failure is decided by retry.py and breaker.py, which know no I/O. Once the client has bytes nothing
+is tried again, whatever happens.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from edgegw.exchange import Attempt, AttemptKind, Exchange, Route, Target, Usage
 from edgegw.http.reply import Reply
 from edgegw.http.upstream import Pool
 from edgegw.http.watch import Watch
+from edgegw.ledger.journal import JournalFull
+from edgegw.leg import Leg, LegWaits, PlainLeg
 from edgegw.providers.base import Provider
-from edgegw.relay import Leg, LegWaits, PlainLeg, StreamLeg
+from edgegw.relay import StreamLeg
 from edgegw.reply_fields import target_fields
 from edgegw.tokens import TokenEstimator
 
@@ -143,11 +145,11 @@ class Attempts:
             upstream, is_retry = rung.upstream, kind == "retry"
             try:
                 call = upstream.provider.call(ask, rung.target.model, exchange.id)
-            except GatewayError as unsupported:  # this target's dialect cannot say it; nothing was sent
+                current = Try(self._begin(exchange, rung.target, kind, fault), rung)
+            except GatewayError as obstacle:  # the target's dialect cannot say it, or the books are full
                 breaker.released(leave)
-                raise unsupported if fault is None else final_error(fault) from unsupported
+                raise obstacle if fault is None else final_error(fault) from obstacle
             exchange.dropped = call.dropped
-            current = Try(self._begin(exchange, rung.target, kind, fault), rung)
             if not is_retry:
                 upstream.budget.opened()
             try:
@@ -259,12 +261,15 @@ class Attempts:
         """Written before the first byte goes upstream."""
         attempts = exchange.attempts
         attempt = Attempt(len(attempts) + 1, kind, target, self._wall_ns(), self._now())
-        attempts.append(attempt)
         if before is None:
-            self._books.begin(exchange, attempt)
+            try:
+                self._books.begin(exchange, attempt)
+            except JournalFull:
+                raise GatewayError("overloaded", "The ledger of the gateway is full.") from None
         else:
             attempt.retry_reason = before.kind
             self._books.try_(exchange, attempt)
+        attempts.append(attempt)
         return attempt
 
     def _end(self, current: Try, exchange: Exchange, ask: Ask, breaker: Breaker, leave: Pass, reply: Reply) -> None:

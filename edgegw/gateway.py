@@ -33,7 +33,8 @@ from edgegw.tokens import TokenEstimator
 
 logger = logging.getLogger("edgegw.gateway")
 
-# How a fault after the commit is called in the books; what is not listed is a broken connection.
+# How a fault after the commit is called in the books. What was not cut by a clean end but by a broken connection is a
+# `reset` instead of `truncated`; what is not listed is our own.
 STATES_AFTER_COMMIT: dict[str, State] = {
     "upstream_cut": "truncated",
     "upstream_stalled": "idle_timeout",
@@ -195,7 +196,8 @@ class Gateway:
             return self._leave(exchange, reply)
         fault, answer = last.fault, last.answer
         if fault is not None:
-            return self._break_off(GatewayError(fault.kind, fault.message, code=fault.code))
+            broken = last.leg is not None and last.leg.broken
+            return self._break_off(GatewayError(fault.kind, fault.message, code=fault.code), broken)
         if answer is None:
             return Ending(_END, 200, "complete", None, b"", last.last)
         return Ending(_SEND, 200, "complete", None, self._commit(exchange, last), answer.body)
@@ -210,9 +212,11 @@ class Gateway:
         state: State = "failed" if exchange.attempts else "refused"
         return Ending(_SEND, error.status, state, error.kind, fields, openai_chat.error_body(error))
 
-    def _break_off(self, error: GatewayError) -> Ending:
-        """After the commit: exactly one error event, then the connection closes."""
-        state = STATES_AFTER_COMMIT.get(error.kind, "reset")
+    def _break_off(self, error: GatewayError, broken: bool = False) -> Ending:
+        """After the commit: exactly one error event, then the connection closes. `broken`: the upstream's did."""
+        state = STATES_AFTER_COMMIT.get(error.kind, "error_event")
+        if broken and state == "truncated":
+            state = "reset"
         return Ending(_FAIL, 200, state, error.kind, b"", openai_chat.error_event(error))
 
     def _leave(self, exchange: Exchange, reply: Reply) -> Ending:

@@ -44,7 +44,7 @@ LAYERS: dict[int, str] = {
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
     """,
     2: """
-        errand relay channel channel_server
+        errand leg relay channel channel_server
         http.watch http.client_connection http.server http.dial http.upstream_connection http.upstream
         limits.authority limits.account limits.limiter
         ledger.segment ledger.journal ledger.reader ledger.schema ledger.sqlite ledger.listing ledger.shipper
@@ -87,7 +87,8 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
         "dialects.openai_chat_writer",
     ),
     "http.client_connection": ("errand",),  # a handler is run on the spot until it has to wait
-    "relay": ("errand", "http.watch"),  # the end of a leg wakes its request; one timer per stream
+    "leg": ("errand", "http.watch"),  # the end of a leg wakes its request; its waits are the watch's
+    "relay": ("leg", "http.watch"),  # a leg that streams
     "channel_server": ("channel", "limits.authority"),  # the two ends speak the same messages
     "limits.limiter": ("channel",),  # what a lease lacks is asked for over the channel
     "gateway": ("attempts", "phases"),

@@ -23,7 +23,8 @@ from edgegw.http.reply import Reply
 from edgegw.http.request import Request
 from edgegw.http.upstream_connection import Connection
 from edgegw.http.watch import Watch
-from edgegw.relay import GATE_WAIT_S, LegWaits, PlainLeg, StreamLeg
+from edgegw.leg import LegWaits, PlainLeg
+from edgegw.relay import GATE_WAIT_S, StreamLeg
 
 CRLF = "\r\n"
 WAITS = LegWaits(first_byte_s=10.0, idle_s=20.0)

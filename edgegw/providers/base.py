@@ -29,6 +29,8 @@ _HEADER_VALUE = re.compile(r"[\x20-\x7e\x80-\xff]*\Z")
 # Keys of the well-known providers begin like this; an error message may quote one.
 _KEY_LIKE = re.compile(rb"\b(?:sk|gsk|xai|pplx)-[A-Za-z0-9_*.-]{5,}[A-Za-z0-9_*-]")
 _MASK = b"***"
+# A shorter key is no secret but a stand-in for a server that wants none, and may be part of any word.
+KEY_BYTES_MIN = 8
 
 # What a status means when the body does not say more. Not in it: 4xx are the caller's fault, 5xx the provider's.
 _KIND_OF_STATUS = {
@@ -111,7 +113,8 @@ class Provider(ABC):
         self.origin, path = _address(settings)
         key = b"" if settings.api_key is None else settings.api_key.reveal().encode()
         # As it is, and as JSON writers that escape slashes put it.
-        self._key_forms = tuple(sorted({key, key.replace(b"/", b"\\/")} - {b""}))
+        forms = {key, key.replace(b"/", b"\\/")} if len(key) >= KEY_BYTES_MIN else set()
+        self._key_forms = tuple(sorted(forms))
         fields = {
             "host": self.origin.authority,
             **headers,
