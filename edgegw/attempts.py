@@ -153,7 +153,12 @@ class Attempts:
             if not is_retry:
                 upstream.budget.opened()
             try:
-                leg = current.leg = self._leg(current, exchange, ask, reply, deadline_s, fields)
+                leg: PlainLeg | StreamLeg
+                if ask.stream:
+                    leg = self._stream_leg(current, exchange, ask, reply, deadline_s, fields)
+                else:
+                    leg = PlainLeg(reply, self._watch, self._now, upstream.waits, deadline_s)
+                current.leg = leg
                 connection = upstream.pool.send(call.data, leg)
                 if connection is None:
                     connection = await self._loop.create_task(upstream.pool.open(call.data, leg))
@@ -199,7 +204,7 @@ class Attempts:
 
     # -- one attempt --
 
-    def _leg(
+    def _stream_leg(
         self,
         current: Try,
         exchange: Exchange,
@@ -207,14 +212,12 @@ class Attempts:
         reply: Reply,
         deadline_s: float,
         fields: Callable[[Exchange, Try], bytes],
-    ) -> PlainLeg | StreamLeg:
-        waits = current.rung.upstream.waits
-        if not ask.stream:
-            return PlainLeg(reply, self._watch, self._now, waits, deadline_s)
-        reader = current.rung.upstream.provider.stream(
-            ask, current.rung.target.model, created_s=exchange.started_ns // 1_000_000_000
+    ) -> StreamLeg:
+        upstream, model = current.rung.upstream, current.rung.target.model
+        reader = upstream.provider.stream(ask, model, created_s=exchange.started_ns // 1_000_000_000)
+        return StreamLeg(
+            reply, self._watch, self._now, upstream.waits, deadline_s, reader, lambda: fields(exchange, current)
         )
-        return StreamLeg(reply, self._watch, self._now, waits, deadline_s, reader, lambda: fields(exchange, current))
 
     def _judge(self, current: Try, exchange: Exchange, ask: Ask, reply: Reply) -> None:
         """The leg is over. If a whole reply came and nothing of it was shown yet: is it an answer? Raises

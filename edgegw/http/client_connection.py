@@ -207,7 +207,12 @@ class ClientConnection(asyncio.Protocol):
         if self._paused_reading:
             self._paused_reading = False
             self.transport.resume_reading()
-        self._serve()
+        reader = self._reader
+        if self._eof or not reader.at_rest or reader.ready:
+            self._serve()
+        else:  # nearly always: nothing has come meanwhile
+            self.expires_s = server.watch.now_s + server.waits.keep_alive_s
+            self._body_since_s = 0.0
 
     def abandon(self) -> None:
         """The client is gone: whoever works for it is told by `on_gone`, or cancelled where nobody listens."""

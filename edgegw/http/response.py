@@ -40,12 +40,15 @@ _TOO_MUCH_VOID = "The provider's answer has too much between its chunks."
 def is_chunked(headers: Headers, minor: int) -> bool | None:
     """Whether the body is chunked; None when it is in a form that we must not pass on. Only `chunked` alone, once and
     in HTTP/1.1 will do: of `gzip, chunked` llhttp takes the chunks off, and the client would get what is left."""
-    codings = [value for name, value in headers if name == b"transfer-encoding"]
-    if not codings:
+    coding = None
+    for name, value in headers:
+        if name == b"transfer-encoding":
+            if coding is not None:
+                return None
+            coding = value.strip().lower()
+    if coding is None:
         return False
-    if len(codings) == 1 and minor == 1 and codings[0].strip().lower() == b"chunked":
-        return True
-    return None
+    return True if coding == b"chunked" and minor == 1 else None
 
 
 def ends_at_close(headers: Headers, minor: int) -> bool:
