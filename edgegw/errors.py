@@ -140,3 +140,29 @@ class UpstreamFault(Exception):  # noqa: N818 (what the provider did; the error 
     body: bytes | None = field(default=None, repr=False)
     verbatim: bool = False
     sent: bool = True
+
+
+# The provider's own error body is shown as it is (in its own dialect only) where it is about the request or a limit.
+_SHOWN_VERBATIM = frozenset(("upstream_refused", "upstream_rate_limited", "upstream_quota"))
+# A provider that says "do not retry" is said to stay away for this long: no time to pass on to a client.
+_RETRY_AFTER_SHOWN_MAX_S = 3599.0
+
+
+def final_error(fault: UpstreamFault) -> GatewayError:
+    """What the client is told when nothing more is tried. The provider's own words are kept where they are its error
+    message in the client's dialect; its status where it is about the request (`upstream_refused`)."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    after_s = fault.retry_after_s
+    if after_s is not None and after_s <= _RETRY_AFTER_SHOWN_MAX_S:
+        headers = ((b"retry-after", b"%d" % max(1, -int(-after_s // 1))), (b"retry-after-ms", b"%d" % (after_s * 1e3)))
+    refused = fault.kind == "upstream_refused"
+    return GatewayError(
+        fault.kind,
+        fault.message,
+        param=fault.param,
+        status=fault.status if refused else 0,
+        type=fault.wire_type if refused else None,
+        code=fault.code,
+        headers=headers,
+        body=fault.body if fault.verbatim and fault.kind in _SHOWN_VERBATIM else None,
+    )
