@@ -180,7 +180,7 @@ class Leg(Wakeup):
                 self.upstream_request_id = value[:REQUEST_ID_BYTES_MAX]
             elif name == b"content-encoding" and value.lower() != b"identity":
                 self._set_coding(value.lower())
-        self._stage = BODY if 200 <= status < 300 and status != 204 else ERROR
+        self._stage = BODY if 200 <= status < 300 and status != 204 and self.fault is None else ERROR
         self.expires_s = min(now_s + self._waits.idle_s, self._deadline_s)
 
     def on_fault(self, fault: UpstreamFault) -> None:
@@ -215,7 +215,7 @@ class Leg(Wakeup):
         if self._stage is not OVER:
             self.gone = True
             self._stop()
-            self._wake()
+            self.fire()
 
     # -- pieces --
 
@@ -257,7 +257,7 @@ class Leg(Wakeup):
             return
         self.fault = fault or self.fault
         self._stop_waiting()
-        self._wake()
+        self.fire()
 
     def _stop(self) -> None:
         self._stop_waiting()
@@ -277,9 +277,6 @@ class Leg(Wakeup):
             connection.lane = None
             connection.abort()
         self._watch.discard(self)
-
-    def _wake(self) -> None:
-        self.fire()
 
 
 class PlainLeg(Leg):

@@ -179,6 +179,8 @@ class StreamLeg(Leg):
         if connection is not None:
             reply.on_pause = connection.pause
             reply.on_resume = connection.resume
+            if reply.write_paused:  # by the reply before, on the same connection
+                connection.pause()
         reply.start(200, self._fields(), held)
         self._set_lane()
 
@@ -220,4 +222,4 @@ class StreamLeg(Leg):
             connection.lane = None
             self._watch.add(self)
             self.expires_s = self._watch.now_s + TAIL_WAIT_S
-        self._wake()
+        self.fire()

@@ -64,7 +64,7 @@ async def start() -> AsyncIterator[Start]:
         server.drain()
         server.abort()
         watch.stop()
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
 
 
 async def until(condition: Callable[[], bool], seconds: float = 3.0) -> None:
@@ -272,3 +272,41 @@ async def test_http_1_0_streams_end_with_the_connection(start: Start) -> None:
     assert received.endswith(b"\r\n\r\nabc")
     assert b"transfer-encoding" not in received
     writer.close()
+
+
+@pytest.mark.parametrize("closing", [True, False])
+async def test_a_slow_reader_gets_all_of_a_large_reply(start: Start, closing: bool) -> None:
+    """Slower than the wait for a client that takes nothing, and than the wait after a close."""
+    size = 12_000_000
+
+    async def large(request: Request, reply: Reply) -> None:
+        reply.send(200, JSON, b"x" * size)
+
+    running = await start(large, Waits(stall_s=0.8, keep_alive_s=0.8))
+    loop = asyncio.get_running_loop()
+    with socket.create_connection(running.address) as sock:
+        sock.setblocking(False)
+        request = POST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") if closing else POST
+        await loop.sock_sendall(sock, request)
+        received = await loop.sock_recv(sock, 65536)
+        left = size - len(received.partition(b"\r\n\r\n")[2])
+        pause_at = left
+        while left:
+            piece = await asyncio.wait_for(loop.sock_recv(sock, min(65536, left)), 3)
+            assert piece, f"{left} bytes are missing"
+            left -= len(piece)
+            if left < pause_at:
+                pause_at -= 500_000
+                await asyncio.sleep(0.13)
+    await until(lambda: not running.server.connections)
+
+
+async def test_a_reader_that_stops_in_a_finished_reply_is_dropped(start: Start) -> None:
+    async def large(request: Request, reply: Reply) -> None:
+        reply.send(200, JSON, b"x" * 20_000_000)
+
+    running = await start(large, Waits(stall_s=0.4))
+    with socket.create_connection(running.address) as sock:
+        sock.sendall(POST)
+        await until(lambda: bool(running.server.connections))
+        await until(lambda: not running.server.connections, 5)

@@ -78,6 +78,7 @@ class ClientConnection(asyncio.Protocol):
         "_requests",
         "_server",
         "_serving",
+        "_unsent_bytes",
         "expires_s",
         "outbox",
         "transport",
@@ -93,6 +94,7 @@ class ClientConnection(asyncio.Protocol):
         self._requests = 0
         self._body_since_s = 0.0
         self._lingered_bytes = -1
+        self._unsent_bytes = -1
         self._eof = False
         self._paused_reading = False
         self.write_paused = False
@@ -128,6 +130,8 @@ class ClientConnection(asyncio.Protocol):
         self._reader.eof()
         reply = self._reply
         if reply is None:
+            if self._lingered_bytes >= 0:  # it has seen our end, and this is its own
+                return False
             self._serve()
             return self._reply is not None or self._lingered_bytes >= 0
         self._probe(reply)
@@ -143,16 +147,20 @@ class ClientConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.write_paused = True
-        self.expires_s = self._server.watch.now_s + self._server.waits.stall_s
+        self._wait_for_client()
         reply = self._reply
         if reply is not None and reply.on_pause is not None:
             reply.on_pause()
 
     def resume_writing(self) -> None:
         self.write_paused = False
-        self.expires_s = NEVER
         reply = self._reply
-        if reply is not None and reply.on_resume is not None:
+        if reply is None:
+            if self._lingered_bytes < 0:
+                self._rest()
+            return
+        self.expires_s = NEVER
+        if reply.on_resume is not None:
             reply.on_resume()
 
     # -- requests, one after the other --
@@ -174,11 +182,15 @@ class ClientConnection(asyncio.Protocol):
                 self.outbox.flush()
                 self.transport.close()
             elif reader.at_rest:
-                server = self._server
-                self.expires_s = server.watch.now_s + server.waits.keep_alive_s
-                self._body_since_s = 0.0
+                self._rest()
             else:
                 self._wait_for_rest()
+
+    def _rest(self) -> None:
+        """Between two requests: the wait of an idle connection, unless the last reply is still on its way."""
+        if not self.write_paused:
+            self.expires_s = self._server.watch.now_s + self._server.waits.keep_alive_s
+        self._body_since_s = 0.0
 
     def _hand_out(self, request: Request) -> None:
         server = self._server
@@ -211,8 +223,7 @@ class ClientConnection(asyncio.Protocol):
         if self._eof or not reader.at_rest or reader.ready:
             self._serve()
         else:  # nearly always: nothing has come meanwhile
-            self.expires_s = server.watch.now_s + server.waits.keep_alive_s
-            self._body_since_s = 0.0
+            self._rest()
 
     def abandon(self) -> None:
         """The client is gone: whoever works for it is told by `on_gone`, or cancelled where nobody listens."""
@@ -245,16 +256,33 @@ class ClientConnection(asyncio.Protocol):
     def expire(self, now_s: float) -> None:
         """Some wait is over: a slow client, an idle connection, or the end of lingering."""
         reply = self._reply
+        if self._takes_slowly():
+            return
+        self.expires_s = NEVER
         if reply is not None:
             if self.write_paused:
                 reply.too_slow()
-            self.expires_s = NEVER
-        elif self._lingered_bytes >= 0 or not (self._reader.mid_head or self._reader.mid_body):
-            self.transport.abort() if self._lingered_bytes >= 0 else self.transport.close()
-            self.expires_s = NEVER
-        else:
+        elif self._lingered_bytes >= 0 or self.write_paused:
+            self.transport.abort()
+        elif self._reader.mid_head or self._reader.mid_body:
             self._reader.time_out()
             self._serve()
+        else:
+            self.transport.close()
+
+    def _wait_for_client(self) -> None:
+        """It does not take what we have for it: looked at twice within `stall_s`, dropped if nothing moved between."""
+        self._unsent_bytes = -1
+        self.expires_s = self._server.watch.now_s + self._server.waits.stall_s / 2
+
+    def _takes_slowly(self) -> bool:
+        """The wait was for a client that reads, if slowly: it goes on."""
+        unsent_bytes = self.transport.get_write_buffer_size()
+        if not unsent_bytes or (0 <= self._unsent_bytes <= unsent_bytes):
+            return False
+        self._wait_for_client()
+        self._unsent_bytes = unsent_bytes
+        return True
 
     # -- ends --
 
@@ -266,7 +294,8 @@ class ClientConnection(asyncio.Protocol):
             transport.close()
             return
         self._lingered_bytes = 0
-        self.expires_s = self._server.watch.now_s + LINGER_S
+        self._unsent_bytes = -1
+        self.expires_s = self._server.watch.now_s + LINGER_S  # longer, for as long as it takes what is unsent
         transport.write_eof()
         if self._paused_reading:
             self._paused_reading = False

@@ -88,8 +88,8 @@ class ReplyConnection(Protocol):
 
 
 class Reply:
-    """The writing side towards the client for one request. Either `send` once, or `start`, `write`…, `end`; `cut` ends
-    a started stream without its last chunk, so that no client can take it for complete.
+    """The writing side towards the client for one request. Either `send` once, or `start`, `write`…, and `end` or
+    `fail`, which closes the connection after an error event.
 
     `on_gone`, `on_pause`, `on_resume` are set by whoever feeds the stream. After the client has gone every write is a
     no-op and `gone` is True; `slow` tells that we closed because it did not read.
@@ -166,7 +166,7 @@ class Reply:
         if self.gone:
             return
         if self.chunked:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
+            data = chunk(data)
         self.bytes_out += len(data)
         self._outbox.write(self._transport, data)
 
