@@ -10,6 +10,7 @@ monotonic seconds of the worker; amounts are tokens.
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Generic, TypeVar
 
 from msgspec import Struct
@@ -26,6 +27,16 @@ REMAINING_SHARE = 8  # and at 1/8 of what is left, so that the last tokens of a 
 REFUSAL_HOLDS_S = 0.02  # after a refusal as large a request is refused unasked: a flood of them costs 50 asks a second
 
 
+class Mode(IntEnum):
+    """How an authority counts: as it should, or because it cannot reach what it shares with other replicas, by its own
+    share, not at all, or by refusing."""
+
+    EXACT = 0
+    LOCAL = 1
+    OPEN = 2
+    CLOSED = 3
+
+
 class Want(Struct, array_like=True, tag=1, gc=False):
     """Worker: "`tokens` for this tenant, or at least `need`; I hold `held` unspent." Answered by one Offer."""
 
@@ -38,7 +49,8 @@ class Want(Struct, array_like=True, tag=1, gc=False):
 class Offer(Struct, array_like=True, tag=2, gc=False):
     """Authority: `granted` are yours (0: there was no room for `need`, there will be in `retry_after_s`, inf: never).
 
-    `remaining` is what is left for everybody after that; below zero is a debt.
+    `remaining` is what is left for everybody after that; below zero is a debt. `resets_s`: until a day or month ends,
+    0 for what is counted otherwise. `mode`: how the authority counts at the moment.
     """
 
     tenant: str
@@ -46,6 +58,8 @@ class Offer(Struct, array_like=True, tag=2, gc=False):
     limit: int
     remaining: int
     retry_after_s: float = 0.0
+    resets_s: float = 0.0
+    mode: int = 0  # a Mode
 
 
 class GiveBack(Struct, array_like=True, tag=3, gc=False):

@@ -10,8 +10,12 @@ from edgegw.settings.load import DEFAULT_FILE, load, load_text
 from edgegw.settings.mistakes import Mistake, NoProviderError, SettingsError
 from edgegw.settings.model import (
     Address,
+    AllowSettings,
+    Auth,
     JournalSettings,
+    KeySettings,
     LimitSettings,
+    OwnLimits,
     ProviderKind,
     ProviderSettings,
     RouteSettings,
@@ -19,7 +23,9 @@ from edgegw.settings.model import (
     ServerSettings,
     Settings,
     StorageSettings,
+    TenantSettings,
     Timeouts,
+    WithoutRedis,
     parse_target,
 )
 from edgegw.settings.schema import schema
@@ -27,10 +33,14 @@ from edgegw.settings.schema import schema
 __all__ = [
     "DEFAULT_FILE",
     "Address",
+    "AllowSettings",
+    "Auth",
     "JournalSettings",
+    "KeySettings",
     "LimitSettings",
     "Mistake",
     "NoProviderError",
+    "OwnLimits",
     "ProviderKind",
     "ProviderSettings",
     "RouteSettings",
@@ -39,7 +49,9 @@ __all__ = [
     "Settings",
     "SettingsError",
     "StorageSettings",
+    "TenantSettings",
     "Timeouts",
+    "WithoutRedis",
     "describe",
     "load",
     "load_text",

@@ -14,6 +14,9 @@ from msgspec import Struct, field
 from edgegw.exchange import RetryPolicy, Target
 
 ProviderKind = Literal["openai", "anthropic", "openai-compatible"]
+Auth = Literal["none", "keys"]
+# What happens to a tenant's limits while Redis is away: its share of them, no limit, or no request.
+WithoutRedis = Literal["local", "open", "closed"]
 
 _KIB = 1024
 _MIB = 1024 * _KIB
@@ -77,6 +80,7 @@ class ServerSettings(Struct, frozen=True, kw_only=True):
     in_flight_max: int = 2_000
     total_timeout_s: float = 600.0
     client_stall_timeout_s: float = 60.0
+    allow_unauthenticated: bool = False
 
 
 class Timeouts(Struct, frozen=True, kw_only=True):
@@ -123,10 +127,59 @@ class RouteSettings(Struct, frozen=True):
         return tuple(parse_target(text) for text in self.targets)
 
 
+class OwnLimits(Struct, frozen=True, kw_only=True):
+    """Limits of one tenant, key or model: tokens (input and output together), requests begun, requests at once. None:
+    as the tenant's default for a tenant, else no limit of its own. Days and months are those of UTC."""
+
+    tokens_per_minute: int | None = None
+    requests_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    tokens_per_day: int | None = None
+    tokens_per_month: int | None = None
+
+
 class LimitSettings(Struct, frozen=True, kw_only=True):
-    """What a tenant may use when nothing else is said of it."""
+    """What a tenant may use when nothing else is said of it. None: no such limit."""
 
     tokens_per_minute: int = 50_000
+    requests_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    tokens_per_day: int | None = None
+    tokens_per_month: int | None = None
+    without_redis: WithoutRedis = "local"
+
+
+class AllowSettings(Struct, frozen=True, kw_only=True):
+    """Where a tenant's requests may go. `routes`: names of use cases and model aliases, and `default`. `models`: names
+    of models as a request may ask for them, with `*`. A request passes when its route or its model is listed; both
+    None: everything passes."""
+
+    routes: tuple[str, ...] | None = None
+    models: tuple[str, ...] | None = None
+
+
+class KeySettings(Struct, frozen=True, kw_only=True):
+    """A key of a tenant, by the SHA-256 (32 bytes) of the whole credential. `expires_ns` is Unix nanoseconds.
+    `acts_for`: tenants that its requests may name instead of its own, `*` for any."""
+
+    name: str
+    digest: bytes
+    expires_ns: int | None = None
+    acts_for: tuple[str, ...] = ()
+    limits: OwnLimits = OwnLimits()
+
+
+class TenantSettings(Struct, frozen=True, kw_only=True):
+    """One tenant. `models`: limits by model name, or by a pattern whose models count together. `weight`: its share of
+    a provider's connections when they are scarce."""
+
+    name: str
+    limits: OwnLimits = OwnLimits()
+    models: dict[str, OwnLimits] = field(default_factory=dict)
+    allow: AllowSettings = AllowSettings()
+    keys: dict[str, KeySettings] = field(default_factory=dict)
+    weight: int = 1
+    without_redis: WithoutRedis | None = None
 
 
 class JournalSettings(Struct, frozen=True, kw_only=True):
@@ -149,12 +202,14 @@ class Settings(Struct, frozen=True, kw_only=True):
     `environment`. `models` maps aliases and patterns (with a `*`) in the order of the file."""
 
     version: int = 1
+    auth: Auth = "none"
     server: ServerSettings = ServerSettings()
     providers: dict[str, ProviderSettings] = field(default_factory=dict)
     use_cases: dict[str, RouteSettings] = field(default_factory=dict)
     models: dict[str, RouteSettings] = field(default_factory=dict)
     default: RouteSettings | None = None
     limits: LimitSettings = LimitSettings()
+    tenants: dict[str, TenantSettings] = field(default_factory=dict)
     storage: StorageSettings = StorageSettings()
     source: str = "environment"
 
