@@ -176,7 +176,6 @@ DATABASES = [
     ("database_url: mysql://u:p@h/d", "expected sqlite:///path"),
     ("database_url: sqlite:///", "expected sqlite:///path"),
     ("database_url: 'sqlite:///:memory:'", "would be lost"),
-    ("redis_url: redis://u:p@h", "Redis is not built into this version"),
 ]
 
 

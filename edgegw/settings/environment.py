@@ -33,7 +33,7 @@ VARIABLES = (
     Variable("EDGEGW_STATE_DIR", ("server", "state_dir"), "Where journal and rows are kept.", overrides=True),
     Variable("TOKENS_PER_MINUTE", ("limits", "tokens_per_minute"), "Tokens of a tenant, per minute."),
     Variable("DATABASE_URL", ("storage", "database_url"), "Where rows are kept, if not in the state directory."),
-    Variable("REDIS_URL", ("storage", "redis_url"), "Shared limits; refused by this version."),
+    Variable("REDIS_URL", ("storage", "redis_url"), "Limits shared between gateways."),
 )
 
 
