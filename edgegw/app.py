@@ -40,8 +40,12 @@ from edgegw.ledger.schema import migrations
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
 from edgegw.leg import LegWaits
+from edgegw.limits import tally
+from edgegw.limits.accounts import METERS_MAX, Accounts
 from edgegw.limits.authority import MemoryAuthority
 from edgegw.limits.limiter import Limiter
+from edgegw.limits.memory_file import MemoryFile
+from edgegw.limits.rules import Rules
 from edgegw.providers import registry
 from edgegw.retry import RetryBudget
 from edgegw.routing import Router
@@ -120,8 +124,9 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         bytes_max=journal_settings.bytes_max,
     )
     channel = ChannelClient(str(state_dir / "control.sock"), slot, os.getpid())
-    limit = settings.limits.tokens_per_minute
-    limiter = Limiter(channel, lambda tenant: limit, clock, server_settings.workers)
+    tally_file = tally.path(state_dir, slot, os.getpid())
+    accounts = Accounts(channel, clock, server_settings.workers, tally.create(tally_file, METERS_MAX))
+    limiter = Limiter(accounts, Rules(settings), clock)
     estimator = TokenEstimator()
     outbox = Outbox(loop.call_soon)
     upstreams = build_upstreams(settings, clock, outbox)
@@ -139,7 +144,17 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
     )
     server = build_server(loop, watch, gateway.serve, endpoints.gate, server_settings, outbox)
     return Worker(
-        clock, watch, server, gateway, attempts, upstreams, limiter, channel, journal, server_settings.drain_timeout_s
+        clock,
+        watch,
+        server,
+        gateway,
+        attempts,
+        upstreams,
+        limiter,
+        channel,
+        journal,
+        tally_file,
+        server_settings.drain_timeout_s,
     )
 
 
@@ -214,9 +229,11 @@ def _run_control(settings: Settings, admin: socket.socket, channel: socket.socke
 def build_control(settings: Settings, channel: socket.socket, loop: asyncio.AbstractEventLoop) -> ControlProcess:
     clock = SystemClock()
     watch = Watch(loop, clock.now)
-    limit = settings.limits.tokens_per_minute
-    authority = MemoryAuthority(lambda tenant: limit, clock)
     state_dir = Path(settings.server.state_dir)
+    authority = MemoryAuthority(Rules(settings).limit, clock)
+    channel_server = ChannelServer(channel, authority, clock.wall_ns(), state_dir)
+    memory = MemoryFile(state_dir, authority, channel_server.unspent)
+    memory.load()
     shipper: Shipper
     metrics = Metrics(
         {
@@ -238,7 +255,8 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     server = build_server(loop, watch, handler.serve, admin_gate, settings.server, Outbox())
     control = ControlProcess(
         watch,
-        ChannelServer(channel, authority, clock.wall_ns()),
+        channel_server,
+        memory,
         shipper,
         store,
         server,
