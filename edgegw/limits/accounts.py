@@ -43,7 +43,7 @@ class Accounts:
         self._clock = clock
         self._shares = shares
         self._tally: MutableSequence[int] = [0] * METERS_MAX if tally is None else tally
-        self._places = list(reversed(range(len(self._tally))))  # free ones
+        self._places: list[int] = []  # that were used and are free again
         self._epoch: int | None = None
         self._open = False
         self._leases: Leases[Account] = Leases(len(self._tally))
@@ -68,7 +68,7 @@ class Accounts:
             evicted.evicted = True
             self.evictions += 1
             self._places.append(evicted.place)
-        place = self._places.pop()
+        place = self._places.pop() if self._places else len(self._leases.known)
         self._tally[place] = 0
         account = Account(meter, limit, self._clock.now(), self._tally, place)
         self._leases.add(account)
