@@ -37,7 +37,7 @@ LAYERS: dict[int, str] = {
         dialects.anthropic_request dialects.anthropic_messages dialects.anthropic_stream
         providers.__init__ providers.base providers.retry_after providers.models providers.openai providers.anthropic
         providers.compatible providers.registry
-        limits.__init__ limits.bucket limits.lease limits.standing
+        limits.__init__ limits.bucket limits.lease limits.standing limits.turns
         ledger.__init__ ledger.record ledger.encoding ledger.store ledger.assembly
         telemetry.__init__ telemetry.names
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
