@@ -192,6 +192,7 @@ def build_upstreams(settings: Settings, clock: SystemClock, outbox: Outbox) -> d
             dialer=Dialer(resolver, tls=tls, proxies=proxies),
             clock=clock,
             outbox=outbox,
+            weights=lambda tenant: 1,
         )
         return Upstream(built, pool, RetryBudget(), LegWaits(timeouts.first_byte_s, timeouts.idle_s))
 
