@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import socket
 import ssl
 import struct
@@ -677,6 +678,35 @@ class TestFairness:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+
+    @pytest.mark.parametrize("seed", range(5))
+    async def test_places_are_counted_right_whatever_happens(self, seed: int) -> None:
+        """Replies, closes, resets, cancelled waiters and aborted requests in any order; a full pool and an idle one."""
+        dice = random.Random(seed)
+        peer = Peer(answer=lambda link: None)
+        async with serving(peer, connections_max=4, pool_wait_s=60) as pool:
+            tasks: list[asyncio.Task[Connection]] = []
+            for _ in range(400):
+                what = dice.random()
+                if what < 0.4 and pool.waiting < 12:
+                    tenant = dice.choice("abc")
+                    if pool.send(REQUEST, Ear(), tenant) is None:
+                        tasks.append(asyncio.create_task(pool.open(REQUEST, Ear(), tenant)))
+                elif what < 0.75 and peer.links:
+                    link = dice.choice(peer.links[-4:])
+                    if not link.lost.done() and not link.transport.is_closing():
+                        dice.choice([lambda x: x.write(REPLY)] * 4 + [Link.close, Link.reset])(link)
+                elif what < 0.9 and tasks:
+                    dice.choice(tasks).cancel()
+                elif tasks and (task := dice.choice(tasks)).done() and not task.cancelled() and not task.exception():
+                    task.result().abort()
+                for _ in range(dice.randrange(3)):
+                    await asyncio.sleep(0)
+                assert sum(pool._held.values()) == pool.busy
+                assert not (pool.idle and pool.waiting)
+            for task in tasks:
+                task.cancel()
+            await soon(asyncio.wait(tasks))
 
     async def test_a_flood_is_refused_at_once_and_the_others_may_wait(self) -> None:
         peer = Peer(answer=lambda link: None)
