@@ -126,10 +126,11 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
     channel = ChannelClient(str(state_dir / "control.sock"), slot, os.getpid())
     tally_file = tally.path(state_dir, slot, os.getpid())
     accounts = Accounts(channel, clock, server_settings.workers, tally.create(tally_file, METERS_MAX))
-    limiter = Limiter(accounts, Rules(settings), clock)
+    rules = Rules(settings)
+    limiter = Limiter(accounts, rules, clock)
     estimator = TokenEstimator()
     outbox = Outbox(loop.call_soon)
-    upstreams = build_upstreams(settings, clock, outbox)
+    upstreams = build_upstreams(settings, rules, clock, outbox)
     attempts = Attempts(upstreams, journal, watch, clock, rng.random, loop, BreakerPolicy(), estimator)
     gateway = Gateway(
         Router(settings.use_cases, settings.models, settings.default, settings.providers),
@@ -188,7 +189,7 @@ def build_server(
     )
 
 
-def build_upstreams(settings: Settings, clock: SystemClock, outbox: Outbox) -> dict[str, Upstream]:
+def build_upstreams(settings: Settings, rules: Rules, clock: SystemClock, outbox: Outbox) -> dict[str, Upstream]:
     resolver = Resolver(clock)
     providers = settings.providers.values()
     secure = any(provider.base_url.startswith("https://") for provider in providers)
@@ -207,6 +208,7 @@ def build_upstreams(settings: Settings, clock: SystemClock, outbox: Outbox) -> d
             dialer=Dialer(resolver, tls=tls, proxies=proxies),
             clock=clock,
             outbox=outbox,
+            weights=rules.weight,
         )
         return Upstream(built, pool, RetryBudget(), LegWaits(timeouts.first_byte_s, timeouts.idle_s))
 

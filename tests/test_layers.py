@@ -38,7 +38,7 @@ LAYERS: dict[int, str] = {
         providers.__init__ providers.base providers.retry_after providers.models providers.openai providers.anthropic
         providers.compatible providers.registry
         limits.__init__ limits.words limits.meter limits.bucket limits.lease limits.standing
-        limits.rules limits.holdings
+        limits.rules limits.holdings limits.turns
         ledger.__init__ ledger.record ledger.encoding ledger.store ledger.assembly
         telemetry.__init__ telemetry.names
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
