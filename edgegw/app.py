@@ -40,8 +40,12 @@ from edgegw.ledger.schema import migrations
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
 from edgegw.leg import LegWaits
+from edgegw.limits import tally
+from edgegw.limits.accounts import METERS_MAX, Accounts
 from edgegw.limits.authority import MemoryAuthority
 from edgegw.limits.limiter import Limiter
+from edgegw.limits.memory_file import MemoryFile
+from edgegw.limits.rules import Rules
 from edgegw.providers import registry
 from edgegw.retry import RetryBudget
 from edgegw.routing import Router
@@ -120,11 +124,13 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         bytes_max=journal_settings.bytes_max,
     )
     channel = ChannelClient(str(state_dir / "control.sock"), slot, os.getpid())
-    limit = settings.limits.tokens_per_minute
-    limiter = Limiter(channel, lambda tenant: limit, clock, server_settings.workers)
+    tally_file = tally.path(state_dir, slot, os.getpid())
+    accounts = Accounts(channel, clock, server_settings.workers, tally.create(tally_file, METERS_MAX))
+    rules = Rules(settings)
+    limiter = Limiter(accounts, rules, clock)
     estimator = TokenEstimator()
     outbox = Outbox(loop.call_soon)
-    upstreams = build_upstreams(settings, clock, outbox)
+    upstreams = build_upstreams(settings, rules, clock, outbox)
     attempts = Attempts(upstreams, journal, watch, clock, rng.random, loop, BreakerPolicy(), estimator)
     gateway = Gateway(
         Router(settings.use_cases, settings.models, settings.default, settings.providers),
@@ -139,7 +145,17 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
     )
     server = build_server(loop, watch, gateway.serve, endpoints.gate, server_settings, outbox)
     return Worker(
-        clock, watch, server, gateway, attempts, upstreams, limiter, channel, journal, server_settings.drain_timeout_s
+        clock,
+        watch,
+        server,
+        gateway,
+        attempts,
+        upstreams,
+        limiter,
+        channel,
+        journal,
+        tally_file,
+        server_settings.drain_timeout_s,
     )
 
 
@@ -173,7 +189,7 @@ def build_server(
     )
 
 
-def build_upstreams(settings: Settings, clock: SystemClock, outbox: Outbox) -> dict[str, Upstream]:
+def build_upstreams(settings: Settings, rules: Rules, clock: SystemClock, outbox: Outbox) -> dict[str, Upstream]:
     resolver = Resolver(clock)
     providers = settings.providers.values()
     secure = any(provider.base_url.startswith("https://") for provider in providers)
@@ -192,6 +208,7 @@ def build_upstreams(settings: Settings, clock: SystemClock, outbox: Outbox) -> d
             dialer=Dialer(resolver, tls=tls, proxies=proxies),
             clock=clock,
             outbox=outbox,
+            weights=rules.weight,
         )
         return Upstream(built, pool, RetryBudget(), LegWaits(timeouts.first_byte_s, timeouts.idle_s))
 
@@ -214,9 +231,11 @@ def _run_control(settings: Settings, admin: socket.socket, channel: socket.socke
 def build_control(settings: Settings, channel: socket.socket, loop: asyncio.AbstractEventLoop) -> ControlProcess:
     clock = SystemClock()
     watch = Watch(loop, clock.now)
-    limit = settings.limits.tokens_per_minute
-    authority = MemoryAuthority(lambda tenant: limit, clock)
     state_dir = Path(settings.server.state_dir)
+    authority = MemoryAuthority(Rules(settings).limit, clock)
+    channel_server = ChannelServer(channel, authority, clock.wall_ns(), state_dir)
+    memory = MemoryFile(state_dir, authority, channel_server.unspent)
+    memory.load()
     shipper: Shipper
     metrics = Metrics(
         {
@@ -238,7 +257,8 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     server = build_server(loop, watch, handler.serve, admin_gate, settings.server, Outbox())
     control = ControlProcess(
         watch,
-        ChannelServer(channel, authority, clock.wall_ns()),
+        channel_server,
+        memory,
         shipper,
         store,
         server,

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from edgegw.errors import GatewayError
 from edgegw.exchange import RetryPolicy, Route, Target
+from edgegw.pattern import Pattern
 
 NAME_CHARS_MAX = 512  # of a model that no alias spells out: fine-tunes and ARNs stay under 200, paths under 500
 FOUND_MAX = 1024  # routes remembered for names found by pattern or provider: clients choose these names, so a bound
@@ -99,7 +100,7 @@ class Router:
         if not name or len(name) > NAME_CHARS_MAX or not name.isprintable():
             return None
         for pattern in self._patterns:
-            if pattern.matches(name):
+            if pattern.fits(name):
                 return pattern.route(name)
         provider, _, model = name.partition("/")
         target = Target(provider, model) if model and provider in self._providers else self._carried.get(name)
@@ -111,7 +112,7 @@ class Router:
             near = [name for name in self._guesses if abs(len(name) - len(model)) <= GUESS_CHARS_APART]
             for guess in get_close_matches(model, near[:GUESSED_AMONG_MAX], n=1):
                 message += f" Did you mean `{_shown(guess)}`?"
-        patterns = [pattern.name for pattern in self._patterns]
+        patterns = [pattern.text for pattern in self._patterns]
         return GatewayError(
             "model_not_found", f"{message} {_listing('Models', self._listed + patterns)}", param="model"
         )
@@ -124,30 +125,16 @@ class Router:
         return GatewayError("missing_parameter", f"{message} {_listing('Models', self._listed)}", param="model")
 
 
-class _Pattern:
+class _Pattern(Pattern):
     """A model entry with `*` in its name. A `*` in a target stands for the whole name that was asked for."""
 
-    __slots__ = ("_first", "_last", "_middle", "_retry", "_route_name", "_targets", "literals", "name")
+    __slots__ = ("_retry", "_route_name", "_targets")
 
     def __init__(self, name: str, entry: Entry) -> None:
-        self.name = name
-        self.literals = len(name) - name.count("*")
-        self._first, *self._middle, self._last = name.split("*")
+        super().__init__(name)
         self._targets = tuple(map(_target, entry.targets))
         self._retry = entry.retry
         self._route_name = _header_safe(f"pattern:{name}")
-
-    def matches(self, name: str) -> bool:
-        """Leftmost fit of each piece: linear, whatever the name (a regular expression would backtrack)."""
-        position, end = len(self._first), len(name) - len(self._last)
-        if end < position or not (name.startswith(self._first) and name.endswith(self._last)):
-            return False
-        for piece in self._middle:
-            position = name.find(piece, position, end)
-            if position < 0:
-                return False
-            position += len(piece)
-        return True
 
     def route(self, name: str) -> Route:
         targets = (Target(target.provider, target.model.replace("*", name)) for target in self._targets)

@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgegw.attempts import Attempts, Upstream
 from edgegw.channel import ChannelClient, Drain
@@ -47,6 +48,7 @@ class Worker:
     limiter: Limiter
     channel: ChannelClient
     journal: Journal
+    tally: Path
     drain_timeout_s: float
 
     async def run(self, listening: socket.socket, lifeline: Lifeline) -> int:
@@ -72,6 +74,7 @@ class Worker:
             await upstream.pool.close()
         self.watch.stop()
         self.journal.close()
+        self.tally.unlink(missing_ok=True)
         return 0
 
     async def _drain(self) -> None:

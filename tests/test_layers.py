@@ -29,7 +29,7 @@ LAYERS: dict[int, str] = {
         settings.load settings.schema settings.describe
     """,
     1: """
-        routing retry breaker tokens endpoints reply_fields
+        pattern routing retry breaker tokens endpoints reply_fields
         http.__init__ http.request http.chunked http.connection http.response http.outbox http.reply http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
         dialects.openai_chat_request dialects.openai_chat_messages dialects.openai_chat_reply
@@ -37,7 +37,8 @@ LAYERS: dict[int, str] = {
         dialects.anthropic_request dialects.anthropic_messages dialects.anthropic_stream
         providers.__init__ providers.base providers.retry_after providers.models providers.openai providers.anthropic
         providers.compatible providers.registry
-        limits.__init__ limits.meter limits.bucket limits.lease limits.standing
+        limits.__init__ limits.words limits.meter limits.bucket limits.lease limits.standing
+        limits.rules limits.holdings limits.turns
         ledger.__init__ ledger.record ledger.encoding ledger.store ledger.assembly
         telemetry.__init__ telemetry.names
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
@@ -46,7 +47,7 @@ LAYERS: dict[int, str] = {
     2: """
         errand leg relay channel channel_server
         http.watch http.client_connection http.server http.dial http.upstream_connection http.upstream
-        limits.authority limits.account limits.limiter
+        limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
         ledger.segment ledger.journal ledger.reader ledger.schema ledger.sqlite ledger.listing ledger.shipper
         telemetry.metrics
         simulator.rules_file
@@ -89,8 +90,10 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "http.client_connection": ("errand",),  # a handler is run on the spot until it has to wait
     "leg": ("errand", "http.watch"),  # the end of a leg wakes its request; its waits are the watch's
     "relay": ("leg", "http.watch"),  # a leg that streams
-    "channel_server": ("channel", "limits.authority"),  # the two ends speak the same messages
-    "limits.limiter": ("channel",),  # what a lease lacks is asked for over the channel
+    "channel_server": ("channel", "limits.authority", "limits.tally"),  # the two ends speak the same messages
+    "routing": ("pattern",),
+    "limits.rules": ("pattern",),
+    "limits.accounts": ("channel",),  # what a lease lacks is asked for over the channel
     "gateway": ("attempts", "phases"),
     "app": ("child", "supervisor", "worker"),
     "worker": ("child",),

@@ -18,6 +18,7 @@ from edgegw.http.server import Server
 from edgegw.http.watch import Watch
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.store import Store
+from edgegw.limits.memory_file import MemoryFile
 
 # For shipping what the workers left; what is not shipped by then is shipped at the next start.
 SHIP_TIMEOUT_S = 10.0
@@ -31,6 +32,7 @@ class ControlProcess:
 
     watch: Watch
     channel: ChannelServer
+    memory: MemoryFile | None
     shipper: Shipper
     store: Store
     admin: Server
@@ -47,8 +49,11 @@ class ControlProcess:
         await self.admin.listen(admin)
         shipping = loop.create_task(self.shipper.run())
         shipping.add_done_callback(lambda _: told_to_go.set())
+        remembering = None if self.memory is None else loop.create_task(self.memory.run())
         ready()
         await told_to_go.wait()
+        if remembering is not None:
+            remembering.cancel()
         loop.remove_reader(lifeline_fd)
         code = 0
         if shipping.done():
@@ -56,6 +61,8 @@ class ControlProcess:
             code = 1
         else:
             await self.shipper.stop(SHIP_TIMEOUT_S)
+        if self.memory is not None:
+            self.memory.save()
         await self.channel.close()
         self.admin.drain()
         self.admin.abort()
