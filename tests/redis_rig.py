@@ -32,7 +32,9 @@ CLUSTER_BUS_S = 15.0  # three nodes that have never met agree within a second or
 def _program(name: str) -> str:
     found = shutil.which(name)
     if found is None:
-        pytest.fail(f"{name} is not installed: `make test` as root installs it, or: apt-get install redis-server redis-sentinel")
+        pytest.fail(
+            f"{name} is not installed: `make test` as root installs it, or: apt-get install redis-server redis-sentinel"
+        )
     return found
 
 
@@ -46,7 +48,7 @@ class Client:
             self.do("AUTH", *login)
 
     def do(self, *command: bytes | int | str) -> Any:
-        self._socket.sendall(hiredis.pack_command(command))
+        self._socket.sendall(hiredis.pack_command(command))  # type: ignore[arg-type]
         while (reply := self._reader.gets()) is False:
             data = self._socket.recv(65536)
             if not data:
@@ -200,10 +202,12 @@ class House:
     def cluster(self) -> list[Redis]:
         """Three masters with a third of the slots each."""
         nodes = [
-            self.redis("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-allow-replica-migration", "no",
-                       "--cluster-require-full-coverage", "no")
+            self.redis(
+                *("--cluster-enabled", "yes", "--cluster-node-timeout", "1000"),
+                *("--cluster-require-full-coverage", "no"),
+            )
             for _ in range(3)
-        ]  # fmt: skip
+        ]
         for number, node in enumerate(nodes):
             first, last = 16384 * number // 3, 16384 * (number + 1) // 3 - 1
             node.do("CLUSTER", "ADDSLOTSRANGE", first, last)

@@ -1,8 +1,8 @@
 """One meter while Redis is away: what this replica may grant by itself, and what it will owe for that.
 
-Its share is the limit divided by the replicas last seen, and begins with the same share of what was left when Redis was
-last heard. What it grants becomes a debt that its share's refill pays, as Redis refills meanwhile too; the rest is charged
-when Redis is back. Slots are not owed: whoever has them says so.
+Its share is the limit divided by the replicas last seen, and begins with the same share of what was left when Redis
+was last heard. What it grants becomes a debt that its share's refill pays, as Redis refills meanwhile too; the rest is
+charged when Redis is back. Slots are not owed: whoever has them says so.
 
 Pure. `now_s` are seconds of the meter's own clock: Unix time for windows, else monotonic.
 """

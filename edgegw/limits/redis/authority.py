@@ -1,8 +1,8 @@
 """The authority for many replicas: what is counted stands in Redis, and is asked for in few calls.
 
 Implements `Authority` (limits/authority.py). While Redis is there, every answer is Redis' own. While it is away each
-tenant is served as its `without_redis` says: `local` (this replica's share, absence.py), `open` or `closed`; and when it
-is back, it is told what was admitted meanwhile. Nobody ever waits longer than a call may take (server.py).
+tenant is served as its `without_redis` says: `local` (this replica's share, absence.py), `open` or `closed`; and when
+it is back, it is told what was admitted meanwhile. Nobody ever waits longer than a call may take (server.py).
 
 Knows no address and no connection. One per control process.
 """
@@ -17,7 +17,6 @@ from math import inf
 from typing import Any
 
 from edgegw.clock import Clock
-from edgegw.limits.lease import Mode, Offer
 from edgegw.limits.meter import Shape
 from edgegw.limits.redis.absence import Absence
 from edgegw.limits.redis.keys import REPLICAS, hash_slot
@@ -25,6 +24,7 @@ from edgegw.limits.redis.script import Answer, Script, room_in_s
 from edgegw.limits.redis.server import House, Server, Tally
 from edgegw.limits.redis.servers import Cluster, OneServer, Servers
 from edgegw.limits.redis.tab import Order, Tab, Take
+from edgegw.limits.words import Mode, Offer
 from edgegw.settings import RedisAddress
 from edgegw.settings.model import WithoutRedis
 
@@ -93,11 +93,14 @@ class RedisAuthority:
         self._caring = asyncio.get_running_loop().create_task(self._care())
 
     async def close(self) -> None:
-        """Tells what is still to be told. Give everything back before it."""
+        """Tells what is still to be told. Give everything back before it. Slots that are in use are let go: workers
+        that live on say to our successor that they have them."""
         if self._caring is not None:
             self._caring.cancel()
         self._beat(leaves=True)
         for tab in self._tabs.values():
+            if tab.counts_slots:
+                tab.back, tab.charge, tab.touch, tab.held = 0, 0, True, 0
             if tab.owes and (server := self._servers.of(tab.slot)) is not None:
                 server.tell(tab)
         await self._servers.close()

@@ -32,15 +32,15 @@ class RedisError(Exception):
     """Redis is not to be had, or does not do what it was asked."""
 
 
-class Refused(RedisError):
+class Refused(RedisError):  # noqa: N818 (the three ways to get no answer, by their names)
     """An error that Redis replied, in its words: what was asked was not done."""
 
 
-class Lost(RedisError):
+class Lost(RedisError):  # noqa: N818
     """The connection ended before the answer: nobody knows whether it was done."""
 
 
-class Garbled(RedisError):
+class Garbled(RedisError):  # noqa: N818
     """What arrives is not the protocol of Redis."""
 
 
@@ -94,7 +94,7 @@ class Connection(asyncio.Protocol):
             on_reply(Lost("the connection is closed"))
             return
         self._waiting.append(on_reply)
-        transport.write(hiredis.pack_command(command))
+        transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub knows no tuple of many
         if transport.get_write_buffer_size() > UNREAD_BYTES_MAX:
             transport.abort()
 

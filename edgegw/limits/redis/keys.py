@@ -1,7 +1,7 @@
 """What our keys in Redis are called, and in which slot of a cluster a key lies.
 
-All meters of a tenant carry the same hash tag, `{tenant}`, so that they lie in one slot and one call can be about several
-of them. Names are percent-encoded: whatever they hold, a brace or a colon is ours. Pure.
+All meters of a tenant carry the same hash tag, `{tenant}`, so that they lie in one slot and one call can be about
+several of them. Names are percent-encoded: whatever they hold, a brace or a colon is ours. Pure.
 """
 
 from __future__ import annotations

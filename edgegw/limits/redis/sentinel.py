@@ -83,5 +83,3 @@ async def as_they_come(tries: Sequence[Awaitable[T]]) -> AsyncIterator[T | Excep
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-

@@ -197,7 +197,7 @@ def _range(entry: object, asked: Place) -> tuple[int, int, Place]:
     """One entry of CLUSTER SLOTS: first slot, last slot, the master, its replicas. A node that does not know its own
     host is the one that was asked."""
     match entry:
-        case [int(first), int(last), [host, int(port), *_], *_]:
+        case [int(first), int(last), [bytes() | None as host, int(port), *_], *_]:
             return first, last, Place(host.decode() if host else asked.host, port)
     raise RedisError(f"an entry of CLUSTER SLOTS that is not understood: {entry!r:.200}")
 

@@ -156,6 +156,7 @@ class Settlement(Order):
 
     __slots__ = ("tab",)
 
+    tab: Tab
     counts: ClassVar[bool] = True  # changes what is held
 
     def __init__(self, what: What, key: bytes, shape: bytes, limit: int, tokens: int, *, tab: Tab) -> None:
@@ -225,6 +226,8 @@ class Take(Order):
     itself, and says whether anybody was still there."""
 
     __slots__ = ("_answer", "_under_way", "_waited_for", "tab")
+
+    tab: Tab
 
     def __init__(
         self,
