@@ -88,7 +88,11 @@ class Server:
     """`connect` gives a connection to it that is logged in; `probe` operations that write, on keys of its own."""
 
     def __init__(
-        self, name: str, house: House, connect: Callable[[], Awaitable[Connection]], probe: Callable[[], list[Operation]]
+        self,
+        name: str,
+        house: House,
+        connect: Callable[[], Awaitable[Connection]],
+        probe: Callable[[], list[Operation]],
     ) -> None:
         self.name = name
         self.here = False
@@ -129,6 +133,10 @@ class Server:
             if connection is not None:
                 connection.lost = self._hung_up
                 connection.abort()
+
+    def leave(self, reason: str) -> None:
+        """It is not the right one any more: what led to it is asked again."""
+        self._go_away("switched", reason)
 
     # -- what is to be asked --
 
