@@ -20,6 +20,7 @@ from pathlib import Path
 import uvloop
 
 from edgegw import endpoints, supervisor
+from edgegw.access import Access, Doorkeeper
 from edgegw.attempts import Attempts, Upstream
 from edgegw.breaker import BreakerPolicy
 from edgegw.channel import ChannelClient
@@ -31,10 +32,14 @@ from edgegw.gateway import Gateway
 from edgegw.http.client_connection import Waits
 from edgegw.http.dial import Dialer, Proxies, Proxy, Resolver, tls_context
 from edgegw.http.outbox import Outbox
-from edgegw.http.request import RequestLimits
+from edgegw.http.request import Request, RequestLimits
 from edgegw.http.server import Server
 from edgegw.http.upstream import Pool, PoolLimits
 from edgegw.http.watch import Watch
+from edgegw.keys.feed import KeyFeed
+from edgegw.keys.sqlite import SqliteKeys
+from edgegw.keys.subscriber import KeySubscriber
+from edgegw.keys.table import KeyTable, settings_keys
 from edgegw.ledger.journal import JOURNAL_DIR, Journal, bytes_on_disk
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.shipper import Shipper
@@ -45,7 +50,7 @@ from edgegw.limits.limiter import Limiter
 from edgegw.providers import registry
 from edgegw.retry import RetryBudget
 from edgegw.routing import Router
-from edgegw.settings import ProviderSettings, ServerSettings, Settings
+from edgegw.settings import OwnLimits, ProviderSettings, ServerSettings, Settings
 from edgegw.telemetry import names
 from edgegw.telemetry.metrics import Metrics
 from edgegw.tokens import TokenEstimator
@@ -89,6 +94,13 @@ def plan(settings: Settings, read_again: Callable[[], Settings]) -> supervisor.P
     )
 
 
+class KeysUnlimited:
+    """Stands where the limits of keys will be kept."""
+
+    def set_key(self, key_id: str, limits: OwnLimits | None) -> None:
+        """Nothing counts by key yet."""
+
+
 # -- a worker --
 
 
@@ -124,10 +136,13 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
     limiter = Limiter(channel, lambda tenant: limit, clock, server_settings.workers)
     estimator = TokenEstimator()
     outbox = Outbox(loop.call_soon)
+    closed = settings.auth == "keys"
+    gate, keys = build_gate(settings, channel, clock) if closed else (endpoints.gate, None)
     upstreams = build_upstreams(settings, clock, outbox)
     attempts = Attempts(upstreams, journal, watch, clock, rng.random, loop, BreakerPolicy(), estimator)
     gateway = Gateway(
         Router(settings.use_cases, settings.models, settings.default, settings.providers),
+        Access(settings.tenants, closed=closed),
         limiter,
         estimator,
         attempts,
@@ -137,10 +152,35 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         total_timeout_s=server_settings.total_timeout_s,
         in_flight_max=server_settings.in_flight_max,
     )
-    server = build_server(loop, watch, gateway.serve, endpoints.gate, server_settings, outbox)
+    server = build_server(loop, watch, gateway.serve, gate, server_settings, outbox)
     return Worker(
-        clock, watch, server, gateway, attempts, upstreams, limiter, channel, journal, server_settings.drain_timeout_s
+        clock,
+        watch,
+        server,
+        gateway,
+        attempts,
+        upstreams,
+        limiter,
+        channel,
+        journal,
+        keys,
+        server_settings.drain_timeout_s,
     )
+
+
+def build_gate(
+    settings: Settings, channel: ChannelClient, clock: SystemClock
+) -> tuple[Callable[[Request], None], KeySubscriber]:
+    """What judges a head where keys are asked for: the path first, then who comes."""
+    table = KeyTable(settings_keys(settings.tenants))
+    keys = KeySubscriber(channel, table, KeysUnlimited())
+    doorkeeper = Doorkeeper(table, clock.wall_ns, keys.complete)
+
+    def gate(request: Request) -> None:
+        endpoints.gate(request)
+        doorkeeper.check(request)
+
+    return gate, keys
 
 
 def build_server(
@@ -227,7 +267,8 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
             names.JOURNAL_BYTES: lambda: bytes_on_disk(state_dir / JOURNAL_DIR),
         }
     )
-    store = SqliteStore(Path(settings.sqlite_path), migrations("sqlite"), clock)
+    known = migrations("sqlite")
+    store = SqliteStore(Path(settings.sqlite_path), known, clock)
     shipper = Shipper(state_dir, store, clock, [metrics.observe])
     control: ControlProcess
 
@@ -236,12 +277,10 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
 
     handler = Admin(lambda: control.readiness(), render)
     server = build_server(loop, watch, handler.serve, admin_gate, settings.server, Outbox())
-    control = ControlProcess(
-        watch,
-        ChannelServer(channel, authority, clock.wall_ns()),
-        shipper,
-        store,
-        server,
-        settings.server.workers,
-    )
+    channel_server = ChannelServer(channel, authority, clock.wall_ns())
+    keys: KeyFeed | None = None
+    if settings.auth == "keys":
+        key_store = SqliteKeys(Path(settings.sqlite_path), known, clock.wall_ns)
+        keys = KeyFeed(key_store, channel_server, KeysUnlimited(), clock)
+    control = ControlProcess(watch, channel_server, shipper, store, server, keys, settings.server.workers)
     return control

@@ -146,3 +146,4 @@ class Exchange:
     duration_s: float = 0.0
     begun: bool = False  # the begin record is written
     dropped: tuple[str, ...] = ()  # request fields that the target's dialect cannot carry
+    key_id: str | None = None  # the key it came with

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from edgegw.errors import GatewayError
 from edgegw.exchange import RetryPolicy, Route, Target
+from edgegw.wildcard import Wildcard
 
 NAME_CHARS_MAX = 512  # of a model that no alias spells out: fine-tunes and ARNs stay under 200, paths under 500
 FOUND_MAX = 1024  # routes remembered for names found by pattern or provider: clients choose these names, so a bound
@@ -106,48 +107,35 @@ class Router:
         return None if target is None else Route(_header_safe(f"target:{target}"), (target,))
 
     def _no_such_model(self, model: str) -> GatewayError:
-        message = f"The model `{_shown(model)}` does not exist here."
+        message = f"The model `{shown(model)}` does not exist here."
         if len(model) <= GUESSABLE_CHARS_MAX:
             near = [name for name in self._guesses if abs(len(name) - len(model)) <= GUESS_CHARS_APART]
             for guess in get_close_matches(model, near[:GUESSED_AMONG_MAX], n=1):
-                message += f" Did you mean `{_shown(guess)}`?"
+                message += f" Did you mean `{shown(guess)}`?"
         patterns = [pattern.name for pattern in self._patterns]
-        return GatewayError(
-            "model_not_found", f"{message} {_listing('Models', self._listed + patterns)}", param="model"
-        )
+        return GatewayError("model_not_found", f"{message} {listing('Models', self._listed + patterns)}", param="model")
 
     def _nothing_asked(self, use_case: str | None) -> GatewayError:
         message = "The request names no model, and there is no default route."
         if use_case is not None:
-            message = f"The use case `{_shown(use_case)}` does not exist here. {message}"
-            message += f" {_listing('Use cases', list(self._use_cases))}"
-        return GatewayError("missing_parameter", f"{message} {_listing('Models', self._listed)}", param="model")
+            message = f"The use case `{shown(use_case)}` does not exist here. {message}"
+            message += f" {listing('Use cases', list(self._use_cases))}"
+        return GatewayError("missing_parameter", f"{message} {listing('Models', self._listed)}", param="model")
 
 
 class _Pattern:
     """A model entry with `*` in its name. A `*` in a target stands for the whole name that was asked for."""
 
-    __slots__ = ("_first", "_last", "_middle", "_retry", "_route_name", "_targets", "literals", "name")
+    __slots__ = ("_retry", "_route_name", "_targets", "literals", "matches", "name")
 
     def __init__(self, name: str, entry: Entry) -> None:
+        wildcard = Wildcard(name)
         self.name = name
-        self.literals = len(name) - name.count("*")
-        self._first, *self._middle, self._last = name.split("*")
+        self.literals = wildcard.literals
+        self.matches = wildcard.matches
         self._targets = tuple(map(_target, entry.targets))
         self._retry = entry.retry
         self._route_name = _header_safe(f"pattern:{name}")
-
-    def matches(self, name: str) -> bool:
-        """Leftmost fit of each piece: linear, whatever the name (a regular expression would backtrack)."""
-        position, end = len(self._first), len(name) - len(self._last)
-        if end < position or not (name.startswith(self._first) and name.endswith(self._last)):
-            return False
-        for piece in self._middle:
-            position = name.find(piece, position, end)
-            if position < 0:
-                return False
-            position += len(piece)
-        return True
 
     def route(self, name: str) -> Route:
         targets = (Target(target.provider, target.model.replace("*", name)) for target in self._targets)
@@ -175,14 +163,14 @@ def _header_safe(name: str) -> str:
     return name[:HEADER_CHARS_MAX]
 
 
-def _shown(word: str) -> str:
+def shown(word: str) -> str:
     """A client's word, fit to be repeated to it and to be logged."""
     cut = word[:SHOWN_CHARS_MAX]
     return "".join(char if char.isprintable() else "?" for char in cut) + ("…" if len(word) > SHOWN_CHARS_MAX else "")
 
 
-def _listing(title: str, names: list[str]) -> str:
+def listing(title: str, names: list[str]) -> str:
     if not names:
         return f"{title}: none."
     more = f" and {len(names) - LISTED_MAX} more" if len(names) > LISTED_MAX else ""
-    return f"{title}: {', '.join(map(_shown, names[:LISTED_MAX]))}{more}."
+    return f"{title}: {', '.join(map(shown, names[:LISTED_MAX]))}{more}."

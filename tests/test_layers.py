@@ -29,7 +29,7 @@ LAYERS: dict[int, str] = {
         settings.schema settings.describe
     """,
     1: """
-        routing retry breaker tokens endpoints reply_fields
+        access routing wildcard retry breaker tokens endpoints reply_fields
         http.__init__ http.request http.chunked http.connection http.response http.outbox http.reply http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
         dialects.openai_chat_request dialects.openai_chat_messages dialects.openai_chat_reply
@@ -37,6 +37,7 @@ LAYERS: dict[int, str] = {
         dialects.anthropic_request dialects.anthropic_messages dialects.anthropic_stream
         providers.__init__ providers.base providers.retry_after providers.models providers.openai providers.anthropic
         providers.compatible providers.registry
+        keys.__init__ keys.table keys.store
         limits.__init__ limits.meter limits.bucket limits.lease limits.standing
         ledger.__init__ ledger.record ledger.encoding ledger.store ledger.assembly
         telemetry.__init__ telemetry.names
@@ -46,6 +47,7 @@ LAYERS: dict[int, str] = {
     2: """
         errand leg relay channel channel_server
         http.watch http.client_connection http.server http.dial http.upstream_connection http.upstream
+        keys.making keys.sqlite keys.subscriber keys.feed
         limits.authority limits.account limits.limiter
         ledger.segment ledger.journal ledger.reader ledger.schema ledger.sqlite ledger.listing ledger.shipper
         telemetry.metrics
@@ -57,7 +59,7 @@ LAYERS: dict[int, str] = {
         simulator.server
     """,
     4: """
-        __main__ app cli supervisor child doors worker demo show simulator.run
+        __main__ app cli supervisor child doors worker demo show keys.command simulator.run
     """,
 }
 
@@ -68,6 +70,8 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "settings.checks": ("exchange",),
     "endpoints": ("http.request",),  # paths and methods of a request
     "reply_fields": ("http.reply",),  # header lines of a reply
+    "routing": ("wildcard",),  # patterns of model names
+    "access": ("http.request", "keys.table", "routing", "wildcard"),  # from who asks to the routes they may take
     "dialects.openai_chat_stream": ("http.sse",),  # a stream is server-sent events
     "dialects.anthropic_stream": ("http.sse",),
     "providers.base": ("dialects.base", "dialects.openai_chat_reply"),  # a provider is a dialect plus an address
@@ -89,6 +93,9 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "http.client_connection": ("errand",),  # a handler is run on the spot until it has to wait
     "leg": ("errand", "http.watch"),  # the end of a leg wakes its request; its waits are the watch's
     "relay": ("leg", "http.watch"),  # a leg that streams
+    "keys.sqlite": ("ledger.schema",),  # one database, one schema
+    "keys.subscriber": ("channel",),  # hears of keys over the channel
+    "keys.feed": ("channel", "channel_server"),  # … and says them to every worker
     "channel_server": ("channel", "limits.authority"),  # the two ends speak the same messages
     "limits.limiter": ("channel",),  # what a lease lacks is asked for over the channel
     "gateway": ("attempts", "phases"),
@@ -96,7 +103,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "worker": ("child",),
     "supervisor": ("child", "doors"),
     "demo": ("show",),  # ends with the rows, as `edgegw attempts` prints them
-    "cli": ("app", "demo", "show", "simulator.run"),
+    "cli": ("app", "demo", "show", "keys.command", "simulator.run"),
     "__main__": ("cli",),
 }
 
@@ -139,6 +146,9 @@ NOT_IN_THE_DATA_PLANE_OWN = (
     "simulator.",
     "ledger.sqlite",
     "ledger.shipper",
+    "keys.sqlite",
+    "keys.feed",
+    "keys.making",
     "channel_server",
 )
 

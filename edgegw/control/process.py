@@ -6,6 +6,7 @@ It may die and come back at any time: workers go on without it, and what they wr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
@@ -16,6 +17,7 @@ from edgegw.channel_server import ChannelServer
 from edgegw.control.admin import Readiness
 from edgegw.http.server import Server
 from edgegw.http.watch import Watch
+from edgegw.keys.feed import KeyFeed
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.store import Store
 
@@ -34,6 +36,7 @@ class ControlProcess:
     shipper: Shipper
     store: Store
     admin: Server
+    keys: KeyFeed | None  # None: nobody needs a key
     workers_wanted: int
 
     async def run(self, admin: socket.socket, lifeline_fd: int, ready: Any) -> int:
@@ -47,6 +50,9 @@ class ControlProcess:
         await self.admin.listen(admin)
         shipping = loop.create_task(self.shipper.run())
         shipping.add_done_callback(lambda _: told_to_go.set())
+        feeding = loop.create_task(self.keys.run()) if self.keys is not None else None
+        if feeding is not None:
+            feeding.add_done_callback(lambda _: told_to_go.set())
         ready()
         await told_to_go.wait()
         loop.remove_reader(lifeline_fd)
@@ -56,6 +62,8 @@ class ControlProcess:
             code = 1
         else:
             await self.shipper.stop(SHIP_TIMEOUT_S)
+        if feeding is not None:
+            code = await _end(feeding) or code
         await self.channel.close()
         self.admin.drain()
         self.admin.abort()
@@ -75,4 +83,17 @@ class ControlProcess:
                 "rows": tally.rows,
             },
         }
+        if self.keys is not None:
+            details["keys"] = self.keys.details()
         return Readiness(bool(workers), details)
+
+
+async def _end(feeding: asyncio.Task[None]) -> int:
+    """Ends the feed of keys; 1 when it had ended by itself, which is a defect: the next control process tries anew."""
+    if feeding.done():
+        logger.error("keys cannot be told: %r", feeding.exception())
+        return 1
+    feeding.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await feeding
+    return 0

@@ -59,6 +59,7 @@ def encode_begin(exchange: Exchange, attempt: Attempt, seq: int) -> bytes:
             target.provider,
             target.model,
             attempt.started_ns,
+            exchange.key_id,
         )
     )
 
@@ -154,6 +155,7 @@ def encode_end(exchange: Exchange, seq: int) -> bytes:
             int((duration_s - exchange.upstream_s) * 1e6),
             exchange.bytes_in,
             exchange.bytes_out,
+            exchange.key_id,
         )
     )
 

@@ -22,7 +22,7 @@ VERSION = 1
 # A string is cut at this many bytes of UTF-8. A payload that is no longer than this cannot hold a longer string, so one
 # comparison per record decides, and the same name is cut in the same place in every record.
 STRING_BYTES_MAX = 512
-# Ten strings at their bound, the numbers between them, or the gauges of a worker: nothing we write is longer.
+# Eleven strings at their bound, the numbers between them, or the gauges of a worker: nothing we write is longer.
 RECORD_BYTES_MAX = 16_384
 # What a signed 64 bit column holds.
 INTEGER_MAX = 2**63 - 1
@@ -54,6 +54,7 @@ class Begin(msgspec.Struct, array_like=True, tag=TAG_BEGIN, gc=False):
     provider: str
     model: str
     attempt_started_ns: _Count
+    key_id: str | None = None
 
 
 class Try(msgspec.Struct, array_like=True, tag=TAG_TRY, gc=False):
@@ -132,6 +133,7 @@ class End(msgspec.Struct, array_like=True, tag=TAG_END, gc=False):
     overhead_us: _Count
     bytes_in: _Count
     bytes_out: _Count
+    key_id: str | None = None
 
 
 class Vitals(msgspec.Struct, array_like=True, tag=TAG_VITALS, gc=False):

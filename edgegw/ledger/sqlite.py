@@ -11,7 +11,6 @@ the connection is still good for. The only module that knows how the tables are 
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ import msgspec
 
 from edgegw.clock import Clock
 from edgegw.ledger.record import AttemptRecord, Begin, End, Try
-from edgegw.ledger.schema import Migration, migrate
+from edgegw.ledger.schema import Migration, file_identity, open_database
 from edgegw.ledger.store import Batch, Checkpoint, OpenExchange, Position, StoreError
 
 # How long SQLite itself waits for another process's lock before the shipper backs off.
@@ -127,19 +126,14 @@ class SqliteStore:
 
     def _connected(self) -> sqlite3.Connection:
         """The connection; a new one after an error, and when the file was moved away or replaced under us."""
-        if self._connection is not None and self._file == _identity(self._path):
+        if self._connection is not None and self._file == file_identity(self._path):
             return self._connection
         self._disconnect()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.touch(mode=0o600)
-        connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        connection = open_database(self._path, self._known, self._clock.wall_ns(), BUSY_TIMEOUT_S)
         self._connection = connection
-        self._file = _identity(self._path)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
+        self._file = file_identity(self._path)
         if self.pages_max:
             connection.execute(f"PRAGMA max_page_count = {int(self.pages_max)}")
-        migrate(connection, self._known, self._clock.wall_ns())
         return connection
 
     def _disconnect(self) -> None:
@@ -152,11 +146,3 @@ class SqliteStore:
 def _insert(table: str, columns: tuple[str, ...], key: str) -> str:
     marks = ", ".join("?" * len(columns))
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks}) ON CONFLICT ({key}) DO NOTHING"
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino

@@ -1,0 +1,53 @@
+"""The worker's end of the feed: what the control process says about keys goes into the table and to the limits.
+
+The channel may break and come back at any time: meanwhile the table stays as it is. The first complete set after that
+also says which keys are gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from edgegw.channel import Channel, KeyIs, KeysComplete
+from edgegw.keys.table import KeyLimits, KeyTable
+
+
+class KeySubscriber:
+    """One per worker that asks for keys. `complete`: everything was known at least once."""
+
+    def __init__(self, channel: Channel, table: KeyTable, limits: KeyLimits) -> None:
+        self._table = table
+        self._limits = limits
+        self._heard: set[str] | None = set()  # since the channel opened, until all is said
+        self._first = asyncio.Event()
+        channel.handle(KeyIs, self._put)
+        channel.handle(KeysComplete, self._complete)
+        channel.on_closed(self._begin_anew)
+
+    def complete(self) -> bool:
+        return self._first.is_set()
+
+    async def wait_complete(self, timeout_s: float) -> bool:
+        """Whether everything is known, within `timeout_s`."""
+        try:
+            await asyncio.wait_for(self._first.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    def _put(self, message: KeyIs) -> None:
+        key = message.key
+        self._table.put(key)
+        self._limits.set_key(key.id, None if key.revoked_ns is not None else key.limits)
+        if self._heard is not None:
+            self._heard.add(key.id)
+
+    def _complete(self, message: KeysComplete) -> None:
+        if self._heard is not None:
+            for key in self._table.retain(self._heard):
+                self._limits.set_key(key.id, None)
+            self._heard = None
+        self._first.set()
+
+    def _begin_anew(self) -> None:
+        self._heard = set()
