@@ -217,7 +217,7 @@ def create(
 @click.option("--tenant", "-t", help="Of this tenant only.")
 @json_option
 def list_keys(config: str | None, db: str | None, tenant: str | None, as_json: bool) -> None:
-    """List keys: all that is known of them, which does not include the keys."""
+    """List keys, by what is known of them."""
     from edgegw.keys import command
 
     with _complaints():
@@ -245,7 +245,10 @@ def revoke(config: str | None, db: str | None, key: str) -> None:
 @click.option("--grace", metavar="TIME", default="24h", show_default=True, help="How long the old key still works.")
 @click.option("--expires", metavar="TIME", help="Of the new one [lives as long as the old one was to].")
 def rotate(config: str | None, db: str | None, key: str, grace: str, expires: str | None) -> None:
-    """Make a successor for a key, with the same tenant, name and limits, and show it: this once."""
+    """Make a successor for a key, and show it: this once.
+
+    It has the same tenant, name and limits; the old key works on for a while.
+    """
     from edgegw.keys import command
 
     with _complaints():
@@ -256,7 +259,10 @@ def rotate(config: str | None, db: str | None, key: str, grace: str, expires: st
 
 @keys.command("hash")
 def hash_key() -> None:
-    """Print what the settings file wants of a key: reads the key from a prompt, or from standard input."""
+    """Print the sha256 of a key, for the settings file.
+
+    The key is read from a prompt, or from standard input.
+    """
     from edgegw.keys import command
 
     given = click.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.read().rstrip("\r\n")
