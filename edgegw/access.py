@@ -12,9 +12,9 @@ from edgegw.errors import GatewayError
 from edgegw.exchange import Route
 from edgegw.http.request import Request
 from edgegw.keys.table import Key, KeyTable, is_label
+from edgegw.pattern import Pattern
 from edgegw.routing import HEADER_CHARS_MAX, Router, listing, shown
 from edgegw.settings.model import AllowSettings, TenantSettings
-from edgegw.wildcard import Wildcard
 
 # The tenant of requests that name none: one app beside its sidecar should not have to.
 DEFAULT_TENANT = "default"
@@ -122,7 +122,7 @@ class _Permit:
         self._routes = frozenset(f"{kind}{name}"[:HEADER_CHARS_MAX] for kind in kinds for name in routes) | (
             {"default"} & set(routes)
         )
-        self._models = tuple(map(Wildcard, models))
+        self._models = tuple(map(Pattern, models))
         self._listing = " ".join((listing("Allowed routes", list(routes)), listing("Allowed models", list(models))))
 
     def allows(self, route: Route, model: str | None) -> bool:
@@ -142,7 +142,7 @@ class _Permit:
         return route
 
     def _lists(self, model: str) -> bool:
-        return any(pattern.matches(model) for pattern in self._models)
+        return any(pattern.fits(model) for pattern in self._models)
 
     def _unresolved(self, kind: str, model: str | None) -> GatewayError:
         if model is None:

@@ -45,12 +45,16 @@ from edgegw.ledger.schema import migrations
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
 from edgegw.leg import LegWaits
+from edgegw.limits import tally
+from edgegw.limits.accounts import METERS_MAX, Accounts
 from edgegw.limits.authority import MemoryAuthority
 from edgegw.limits.limiter import Limiter
+from edgegw.limits.memory_file import MemoryFile
+from edgegw.limits.rules import Rules
 from edgegw.providers import registry
 from edgegw.retry import RetryBudget
 from edgegw.routing import Router
-from edgegw.settings import OwnLimits, ProviderSettings, ServerSettings, Settings
+from edgegw.settings import ProviderSettings, ServerSettings, Settings
 from edgegw.telemetry import names
 from edgegw.telemetry.metrics import Metrics
 from edgegw.tokens import TokenEstimator
@@ -94,13 +98,6 @@ def plan(settings: Settings, read_again: Callable[[], Settings]) -> supervisor.P
     )
 
 
-class KeysUnlimited:
-    """Stands where the limits of keys will be kept."""
-
-    def set_key(self, key_id: str, limits: OwnLimits | None) -> None:
-        """Nothing counts by key yet."""
-
-
 # -- a worker --
 
 
@@ -132,12 +129,19 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         bytes_max=journal_settings.bytes_max,
     )
     channel = ChannelClient(str(state_dir / "control.sock"), slot, os.getpid())
-    limit = settings.limits.tokens_per_minute
-    limiter = Limiter(channel, lambda tenant: limit, clock, server_settings.workers)
+    tally_file = tally.path(state_dir, slot, os.getpid())
+    accounts = Accounts(channel, clock, server_settings.workers, tally.create(tally_file, METERS_MAX))
+    rules = Rules(settings)
+    limiter = Limiter(accounts, rules, clock)
     estimator = TokenEstimator()
     outbox = Outbox(loop.call_soon)
     closed = settings.auth == "keys"
-    gate, keys = build_gate(settings, channel, clock) if closed else (endpoints.gate, None)
+    gate: Callable[[Request], None] = endpoints.gate
+    keys: KeySubscriber | None = None
+    if closed:
+        table = KeyTable(settings_keys(settings.tenants))
+        keys = KeySubscriber(channel, table, rules, limiter.rules_changed)
+        gate = closed_gate(Doorkeeper(table, clock.wall_ns, keys.complete))
     upstreams = build_upstreams(settings, clock, outbox)
     attempts = Attempts(upstreams, journal, watch, clock, rng.random, loop, BreakerPolicy(), estimator)
     gateway = Gateway(
@@ -163,24 +167,20 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         limiter,
         channel,
         journal,
+        tally_file,
         keys,
         server_settings.drain_timeout_s,
     )
 
 
-def build_gate(
-    settings: Settings, channel: ChannelClient, clock: SystemClock
-) -> tuple[Callable[[Request], None], KeySubscriber]:
-    """What judges a head where keys are asked for: the path first, then who comes."""
-    table = KeyTable(settings_keys(settings.tenants))
-    keys = KeySubscriber(channel, table, KeysUnlimited())
-    doorkeeper = Doorkeeper(table, clock.wall_ns, keys.complete)
+def closed_gate(doorkeeper: Doorkeeper) -> Callable[[Request], None]:
+    """What judges a head where keys are asked for: first where it wants to go, then who comes."""
 
     def gate(request: Request) -> None:
         endpoints.gate(request)
         doorkeeper.check(request)
 
-    return gate, keys
+    return gate
 
 
 def build_server(
@@ -254,9 +254,12 @@ def _run_control(settings: Settings, admin: socket.socket, channel: socket.socke
 def build_control(settings: Settings, channel: socket.socket, loop: asyncio.AbstractEventLoop) -> ControlProcess:
     clock = SystemClock()
     watch = Watch(loop, clock.now)
-    limit = settings.limits.tokens_per_minute
-    authority = MemoryAuthority(lambda tenant: limit, clock)
     state_dir = Path(settings.server.state_dir)
+    rules = Rules(settings)
+    authority = MemoryAuthority(rules.limit, clock)
+    channel_server = ChannelServer(channel, authority, clock.wall_ns(), state_dir)
+    memory = MemoryFile(state_dir, authority, channel_server.unspent)
+    memory.load()
     shipper: Shipper
     metrics = Metrics(
         {
@@ -277,10 +280,18 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
 
     handler = Admin(lambda: control.readiness(), render)
     server = build_server(loop, watch, handler.serve, admin_gate, settings.server, Outbox())
-    channel_server = ChannelServer(channel, authority, clock.wall_ns())
     keys: KeyFeed | None = None
     if settings.auth == "keys":
         key_store = SqliteKeys(Path(settings.sqlite_path), known, clock.wall_ns)
-        keys = KeyFeed(key_store, channel_server, KeysUnlimited(), clock)
-    control = ControlProcess(watch, channel_server, shipper, store, server, keys, settings.server.workers)
+        keys = KeyFeed(key_store, channel_server, rules, clock)
+    control = ControlProcess(
+        watch,
+        channel_server,
+        memory,
+        shipper,
+        store,
+        server,
+        keys,
+        settings.server.workers,
+    )
     return control

@@ -25,11 +25,13 @@ from typing import Any, Protocol, TypeVar, cast
 import msgspec
 
 from edgegw.keys.table import Key
-from edgegw.limits.lease import GiveBack, Offer, Recall, Spent, Want
+from edgegw.limits.words import GiveBack, Offer, Recall, Spent, Want
 
 VERSION = 1  # of the messages; both ends come from the same installation except while it is being replaced
 FRAME_BYTES_MAX = 1 << 20
-MESSAGES_PER_FRAME_MAX = 512  # of at most 1.1 KiB (a tenant's name has at most 256 characters); keys can be longer
+# Of at most 2 KiB each (the names of a tenant and of a model's pattern have at most 256 characters): a frame fits. Keys
+# can be longer, and then there are fewer of them in a frame.
+MESSAGES_PER_FRAME_MAX = 512
 UNREAD_BYTES_MAX = 1 << 20  # waiting for a reader that does not read: thousands of messages, so it hangs; cut it off
 HELLO_WITHIN_S = 1.0  # the whole handshake takes microseconds; a process that takes so long is stopped or starting
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.05, 1.0  # between tries to connect: a restarted control process is found at once

@@ -10,12 +10,16 @@ import asyncio
 import logging
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from edgegw.channel import HELLO_WITHIN_S, VERSION, ChannelError, Hello, Link, Message, Ready, Shares
-from edgegw.limits.authority import Authority, Holdings
-from edgegw.limits.lease import GiveBack, Recall, Spent, Want
+from edgegw.limits import tally
+from edgegw.limits.authority import Authority
+from edgegw.limits.holdings import Holdings
+from edgegw.limits.words import GiveBack, Recall, Spent, Want
 
 WANTS_MAX = 10_000  # asked by one worker and not yet answered; a worker asks once per tenant, and has as many tenants
 
@@ -25,12 +29,14 @@ logger = logging.getLogger("edgegw.channel")
 class ChannelServer:
     """The control process's end. `sock` listens already and belongs to the supervisor: it is used, never closed.
 
-    `epoch` tells this control process from its predecessors (Unix nanoseconds of its start will do).
+    `epoch` tells this control process from its predecessors (Unix nanoseconds of its start will do). `state_dir` is
+    where the workers keep their tallies.
     """
 
-    def __init__(self, sock: socket.socket, authority: Authority, epoch: int) -> None:
+    def __init__(self, sock: socket.socket, authority: Authority, epoch: int, state_dir: Path) -> None:
         self.authority = authority
         self.epoch = epoch
+        self.state_dir = state_dir
         self.links: set[ControlLink] = set()  # that said hello
         self.slow_readers = 0  # cut off so far
         self.on_joined: list[Callable[[ControlLink], None]] = []  # called with each worker that has said hello
@@ -42,6 +48,13 @@ class ChannelServer:
     def workers(self) -> list[tuple[int, int]]:
         """Slot and process id of each worker that is connected (two of a slot during a reload)."""
         return sorted((link.hello.slot, link.hello.pid) for link in self.links if link.hello is not None)
+
+    def unspent(self) -> Counter[str]:
+        """What all workers together hold at this moment, by meter."""
+        unspent: Counter[str] = Counter()
+        for link in self.links:
+            unspent.update(link.holdings.unspent())
+        return unspent
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
@@ -64,6 +77,7 @@ class ChannelServer:
             await asyncio.wait(gone, timeout=HELLO_WITHIN_S)
 
     def joined(self, link: ControlLink) -> None:
+        tally.sweep(self.state_dir)
         self.links.add(link)
         link.send(Ready(self.epoch, len(self.links)))
         for other in self.links - {link}:
@@ -88,7 +102,7 @@ class ControlLink(Link):
         super().__init__(loop)
         self._server = server
         self._authority = server.authority
-        self._holdings = Holdings()
+        self.holdings = Holdings(None)
         self._answering: set[asyncio.Task[None]] = set()
         self._patience = loop.call_later(HELLO_WITHIN_S, self.cut, "a worker did not say hello")
         self._hear: dict[type[Any], Callable[[Any], None]] = {
@@ -129,8 +143,8 @@ class ControlLink(Link):
         """What a worker that died still held goes back; a worker that left in peace holds nothing."""
         self._patience.cancel()
         self._server.left(self)
-        for tenant, tokens in self._holdings.returned():
-            self._authority.give_back(tenant, tokens)
+        for meter, amount in self.holdings.returned().items():
+            self._authority.give_back(meter, amount)
         self.gone.set_result(None)
 
     def slow(self) -> None:
@@ -142,10 +156,11 @@ class ControlLink(Link):
         if hello.version != VERSION:
             raise ChannelError(f"worker {hello.pid} speaks version {hello.version}, we speak {VERSION}")
         self.hello = hello
+        self.holdings = Holdings(tally.read(tally.path(self._server.state_dir, hello.slot, hello.pid)))
         self._server.joined(self)
 
     def _want(self, want: Want) -> None:
-        self._holdings.said(want.tenant, want.held)
+        self.holdings.asked(want.meter, want.place)
         if len(self._answering) >= WANTS_MAX:
             raise ChannelError(f"more than {WANTS_MAX} wants unanswered")
         task = self._loop.create_task(self._answer(want))
@@ -154,22 +169,23 @@ class ControlLink(Link):
 
     async def _answer(self, want: Want) -> None:
         try:
-            offer = await self._authority.lease(want.tenant, want.tokens, want.need)
+            offer = await self._authority.lease(want.meter, want.amount, want.need)
         except Exception:
             logger.exception("the authority failed")  # no answer: the worker goes on by itself
             return
         if self._transport is None:
-            self._authority.give_back(want.tenant, offer.granted)
+            self._authority.give_back(want.meter, offer.granted)
         else:
-            self._holdings.leased(want.tenant, offer.granted)
+            self.holdings.leased(want.meter, offer.granted)
             self.send(offer)
 
     def _give_back(self, message: GiveBack) -> None:
-        self._holdings.said(message.tenant, message.held, message.tokens)
-        self._authority.give_back(message.tenant, message.tokens)
+        self.holdings.leased(message.meter, -message.leased)
+        if message.amount:
+            self._authority.give_back(message.meter, message.amount)
 
     def _spent(self, message: Spent) -> None:
-        self._authority.spent(message.tenant, message.tokens)
+        self._authority.spent(message.meter, message.amount)
 
     def _recall(self, message: Recall) -> None:
-        self._authority.recall(message.tenant, message.level)
+        self._authority.recall(message.meter, message.level)

@@ -1,4 +1,4 @@
-"""The nouns of one request's life: Exchange, Attempt, Target, Route, Usage, Grant.
+"""The nouns of one request's life: Exchange, Attempt, Target, Route, Usage.
 
 Plain values with names, no behaviour beyond what their fields already say. `Exchange` becomes a row of `requests`,
 `Attempt` a row of `provider_attempts` (ledger/record.py says how). All `*_s` are monotonic seconds of the worker's
@@ -8,7 +8,7 @@ clock, all `*_ns` are Unix nanoseconds.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 AttemptKind = Literal["primary", "retry", "fallback"]
 
@@ -88,13 +88,20 @@ class Route:
     retry: RetryPolicy = RetryPolicy()
 
 
-@dataclass(slots=True)
-class Grant:
-    """Tokens reserved for an exchange; settled exactly once with what was really used."""
+class Allowance(Protocol):
+    """What an exchange counts against (limits/account.py)."""
 
-    tenant: str
-    tokens: int
-    settled: bool = False
+    def lines(self, now_s: float) -> bytes:
+        """How its limits stand, as header lines."""
+        ...
+
+
+class Grant(Protocol):
+    """What was reserved for an exchange (limits/limiter.py)."""
+
+    def settle(self, used_tokens: int) -> None:
+        """Once, with what was really used."""
+        ...
 
 
 @dataclass(slots=True)
@@ -129,10 +136,12 @@ class Exchange:
     started_s: float
     dialect: str = "openai_chat"  # what the client speaks
     tenant: str = "default"
+    key_id: str | None = None
     use_case: str | None = None
     model_asked: str | None = None
     stream: bool = False
     route: Route | None = None
+    allowance: Allowance | None = None
     grant: Grant | None = None
     attempts: list[Attempt] = field(default_factory=list)
     status: int = 0  # what the client was told
@@ -146,4 +155,3 @@ class Exchange:
     duration_s: float = 0.0
     begun: bool = False  # the begin record is written
     dropped: tuple[str, ...] = ()  # request fields that the target's dialect cannot carry
-    key_id: str | None = None  # the key it came with

@@ -28,6 +28,7 @@ from edgegw.exchange import Exchange, Route, State
 from edgegw.http.reply import JSON, Reply
 from edgegw.http.request import Request
 from edgegw.keys.table import Key
+from edgegw.limits.account import Allowance
 from edgegw.limits.limiter import Limiter
 from edgegw.reply_fields import answer_fields, refusal_fields
 from edgegw.routing import Router
@@ -140,9 +141,10 @@ class Gateway:
             ask = self._read(request, exchange)
             tenant = exchange.tenant = phases.admit(self._access, request, ask)
             route = exchange.route = phases.route(self._access, self._router, tenant, ask)
+            allowance = self._allow(exchange, route)
             tokens = self._estimate(tenant, route, ask)
             limiter, attempts = self._limiter, self._attempts
-            exchange.grant = limiter.reserve_now(tenant, tokens) or await limiter.reserve(tenant, tokens)
+            exchange.grant = limiter.reserve_now(allowance, tokens) or await limiter.reserve(allowance, tokens)
             deadline_s = exchange.started_s + self._total_timeout_s
             last = await attempts.run(exchange, route, ask, reply, deadline_s, self._commit)
             ending = self._conclude(exchange, last, reply)
@@ -184,6 +186,12 @@ class Gateway:
         exchange.use_case = ask.use_case
         return ask
 
+    def _allow(self, exchange: Exchange, route: Route) -> Allowance:
+        """What the request counts against. Its model is that of the first target: a fallback is charged to it too."""
+        allowance = self._limiter.allowance(exchange.tenant, exchange.key_id, route.targets[0].model)
+        exchange.allowance = allowance
+        return allowance
+
     def _estimate(self, tenant: str, route: Route, ask: Ask) -> int:
         model = route.targets[0].model
         return self._estimator.estimate(tenant, model, ask.body, ask.max_output_tokens, ask.choices)
@@ -200,11 +208,14 @@ class Gateway:
         return answer_fields(
             exchange,
             current.rung.fields,
-            self._limiter.headers(exchange.tenant),
+            self._limit_lines(exchange),
             (spent_s - upstream_s) * 1e3,
             upstream_s * 1e3,
             current.leg.upstream_request_id if current.leg is not None else None,
         )
+
+    def _limit_lines(self, exchange: Exchange) -> bytes:
+        return b"" if exchange.allowance is None else exchange.allowance.lines(self._now())
 
     def _conclude(self, exchange: Exchange, last: Try, reply: Reply) -> Ending:
         if reply.gone:
@@ -222,8 +233,7 @@ class Gateway:
             return self._leave(exchange, reply)
         if reply.started:
             return self._break_off(error)
-        limit_fields = self._limiter.headers(exchange.tenant) if exchange.route is not None else b""
-        fields = refusal_fields(exchange, error, limit_fields)
+        fields = refusal_fields(exchange, error, self._limit_lines(exchange))
         state: State = "failed" if exchange.attempts else "refused"
         return Ending(_SEND, error.status, state, error.kind, fields, openai_chat.error_body(error))
 
@@ -257,7 +267,7 @@ class Gateway:
         exchange.duration_s = self._now() - exchange.started_s
         grant, usage = exchange.grant, exchange.usage
         if grant is not None:
-            self._limiter.settle(grant, usage.total if usage is not None else 0)
+            grant.settle(usage.total if usage is not None else 0)
         self._books.end(exchange)
 
     async def _list_models(self, tenant: str, reply: Reply) -> None:

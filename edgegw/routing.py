@@ -15,7 +15,7 @@ from typing import Protocol
 
 from edgegw.errors import GatewayError
 from edgegw.exchange import RetryPolicy, Route, Target
-from edgegw.wildcard import Wildcard
+from edgegw.pattern import Pattern
 
 NAME_CHARS_MAX = 512  # of a model that no alias spells out: fine-tunes and ARNs stay under 200, paths under 500
 FOUND_MAX = 1024  # routes remembered for names found by pattern or provider: clients choose these names, so a bound
@@ -100,7 +100,7 @@ class Router:
         if not name or len(name) > NAME_CHARS_MAX or not name.isprintable():
             return None
         for pattern in self._patterns:
-            if pattern.matches(name):
+            if pattern.fits(name):
                 return pattern.route(name)
         provider, _, model = name.partition("/")
         target = Target(provider, model) if model and provider in self._providers else self._carried.get(name)
@@ -112,7 +112,7 @@ class Router:
             near = [name for name in self._guesses if abs(len(name) - len(model)) <= GUESS_CHARS_APART]
             for guess in get_close_matches(model, near[:GUESSED_AMONG_MAX], n=1):
                 message += f" Did you mean `{shown(guess)}`?"
-        patterns = [pattern.name for pattern in self._patterns]
+        patterns = [pattern.text for pattern in self._patterns]
         return GatewayError("model_not_found", f"{message} {listing('Models', self._listed + patterns)}", param="model")
 
     def _nothing_asked(self, use_case: str | None) -> GatewayError:
@@ -123,16 +123,13 @@ class Router:
         return GatewayError("missing_parameter", f"{message} {listing('Models', self._listed)}", param="model")
 
 
-class _Pattern:
+class _Pattern(Pattern):
     """A model entry with `*` in its name. A `*` in a target stands for the whole name that was asked for."""
 
-    __slots__ = ("_retry", "_route_name", "_targets", "literals", "matches", "name")
+    __slots__ = ("_retry", "_route_name", "_targets")
 
     def __init__(self, name: str, entry: Entry) -> None:
-        wildcard = Wildcard(name)
-        self.name = name
-        self.literals = wildcard.literals
-        self.matches = wildcard.matches
+        super().__init__(name)
         self._targets = tuple(map(_target, entry.targets))
         self._retry = entry.retry
         self._route_name = _header_safe(f"pattern:{name}")

@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgegw.attempts import Attempts, Upstream
 from edgegw.channel import ChannelClient, Drain
@@ -50,6 +51,7 @@ class Worker:
     limiter: Limiter
     channel: ChannelClient
     journal: Journal
+    tally: Path
     keys: KeySubscriber | None  # None: nobody needs a key
     drain_timeout_s: float
 
@@ -78,6 +80,7 @@ class Worker:
             await upstream.pool.close()
         self.watch.stop()
         self.journal.close()
+        self.tally.unlink(missing_ok=True)
         return 0
 
     async def _drain(self) -> None:

@@ -29,7 +29,7 @@ LAYERS: dict[int, str] = {
         settings.schema settings.describe
     """,
     1: """
-        access routing wildcard retry breaker tokens endpoints reply_fields
+        access pattern routing retry breaker tokens endpoints reply_fields
         http.__init__ http.request http.chunked http.connection http.response http.outbox http.reply http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
         dialects.openai_chat_request dialects.openai_chat_messages dialects.openai_chat_reply
@@ -38,7 +38,8 @@ LAYERS: dict[int, str] = {
         providers.__init__ providers.base providers.retry_after providers.models providers.openai providers.anthropic
         providers.compatible providers.registry
         keys.__init__ keys.table keys.store
-        limits.__init__ limits.meter limits.bucket limits.lease limits.standing
+        limits.__init__ limits.words limits.meter limits.bucket limits.lease limits.standing
+        limits.rules limits.holdings
         ledger.__init__ ledger.record ledger.encoding ledger.store ledger.assembly
         telemetry.__init__ telemetry.names
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
@@ -48,7 +49,7 @@ LAYERS: dict[int, str] = {
         errand leg relay channel channel_server
         http.watch http.client_connection http.server http.dial http.upstream_connection http.upstream
         keys.making keys.sqlite keys.subscriber keys.feed
-        limits.authority limits.account limits.limiter
+        limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
         ledger.segment ledger.journal ledger.reader ledger.schema ledger.sqlite ledger.listing ledger.shipper
         telemetry.metrics
         simulator.rules_file
@@ -70,8 +71,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "settings.checks": ("exchange",),
     "endpoints": ("http.request",),  # paths and methods of a request
     "reply_fields": ("http.reply",),  # header lines of a reply
-    "routing": ("wildcard",),  # patterns of model names
-    "access": ("http.request", "keys.table", "routing", "wildcard"),  # from who asks to the routes they may take
+    "access": ("http.request", "keys.table", "pattern", "routing"),  # from who asks to the routes they may take
     "dialects.openai_chat_stream": ("http.sse",),  # a stream is server-sent events
     "dialects.anthropic_stream": ("http.sse",),
     "providers.base": ("dialects.base", "dialects.openai_chat_reply"),  # a provider is a dialect plus an address
@@ -96,8 +96,10 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "keys.sqlite": ("ledger.schema",),  # one database, one schema
     "keys.subscriber": ("channel",),  # hears of keys over the channel
     "keys.feed": ("channel", "channel_server"),  # … and says them to every worker
-    "channel_server": ("channel", "limits.authority"),  # the two ends speak the same messages
-    "limits.limiter": ("channel",),  # what a lease lacks is asked for over the channel
+    "channel_server": ("channel", "limits.authority", "limits.tally"),  # the two ends speak the same messages
+    "routing": ("pattern",),
+    "limits.rules": ("pattern",),
+    "limits.accounts": ("channel",),  # what a lease lacks is asked for over the channel
     "gateway": ("attempts", "phases"),
     "app": ("child", "supervisor", "worker"),
     "worker": ("child",),

@@ -63,6 +63,7 @@ exchanges = st.builds(
     numbers,
     seconds,
     tenant=hostile,
+    key_id=st.none() | hostile,
     use_case=st.none() | hostile,
     model_asked=st.none() | hostile,
     stream=st.booleans(),
@@ -102,23 +103,21 @@ def an_exchange() -> tuple[Exchange, Attempt]:
         "id-1",
         1_000,
         0.5,
-        "openai_chat",
-        "acme",
-        "summaries",
-        "smart",
-        True,
-        Route("model:smart", (TARGET,)),
-        None,
-        [attempt, attempt],
-        200,
-        "complete",
-        None,
-        Usage(10, 20, 3, 4, 5, True),
-        111,
-        222,
-        0.25,
-        0.5,
-        0.75,
+        tenant="acme",
+        key_id="key_1",
+        use_case="summaries",
+        model_asked="smart",
+        stream=True,
+        route=Route("model:smart", (TARGET,)),
+        attempts=[attempt, attempt],
+        status=200,
+        state="complete",
+        usage=Usage(10, 20, 3, 4, 5, True),
+        bytes_in=111,
+        bytes_out=222,
+        committed_s=0.25,
+        upstream_s=0.5,
+        duration_s=0.75,
     )
     return exchange, attempt
 
@@ -127,7 +126,7 @@ def test_begin_says_what_is_known_before_the_first_byte() -> None:
     exchange, attempt = an_exchange()
     assert decoder()(encode_begin(exchange, attempt, 7)) == Begin(
         1, 7, "id-1", 1_000, "acme", "summaries", "model:smart", "openai_chat", "smart", True, 111, 2, "fallback",
-        "openai", "gpt-5-mini", 2_000,
+        "openai", "gpt-5-mini", 2_000, "key_1",
     )  # fmt: skip
 
 
@@ -150,8 +149,18 @@ def test_an_end_is_its_row() -> None:
     exchange, _ = an_exchange()
     assert decoder()(encode_end(exchange, 10)) == End(
         1, 10, "id-1", 1_000, "acme", "summaries", "model:smart", "openai_chat", "smart", True, "complete", 200, None,
-        2, "openai", "gpt-5-mini", 10, 20, 3, 4, 5, True, 250_000, 750_000, 250_000, 111, 222,
+        2, "openai", "gpt-5-mini", 10, 20, 3, 4, 5, True, 250_000, 750_000, 250_000, 111, 222, "key_1",
     )  # fmt: skip
+
+
+def test_a_record_from_before_there_were_keys_is_still_read() -> None:
+    exchange, attempt = an_exchange()
+    for payload in (encode_begin(exchange, attempt, 7), encode_end(exchange, 7)):
+        *fields, key_id = msgspec.msgpack.decode(payload)
+        assert key_id == "key_1"
+        old = decoder()(msgspec.msgpack.encode(fields))
+        assert isinstance(old, Begin | End)
+        assert (old.id, old.key_id) == ("id-1", None)
 
 
 def test_a_refused_request_has_an_end_with_nothing_upstream() -> None:

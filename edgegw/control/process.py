@@ -20,6 +20,7 @@ from edgegw.http.watch import Watch
 from edgegw.keys.feed import KeyFeed
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.store import Store
+from edgegw.limits.memory_file import MemoryFile
 
 # For shipping what the workers left; what is not shipped by then is shipped at the next start.
 SHIP_TIMEOUT_S = 10.0
@@ -33,6 +34,7 @@ class ControlProcess:
 
     watch: Watch
     channel: ChannelServer
+    memory: MemoryFile | None
     shipper: Shipper
     store: Store
     admin: Server
@@ -50,11 +52,14 @@ class ControlProcess:
         await self.admin.listen(admin)
         shipping = loop.create_task(self.shipper.run())
         shipping.add_done_callback(lambda _: told_to_go.set())
+        remembering = None if self.memory is None else loop.create_task(self.memory.run())
         feeding = loop.create_task(self.keys.run()) if self.keys is not None else None
         if feeding is not None:
             feeding.add_done_callback(lambda _: told_to_go.set())
         ready()
         await told_to_go.wait()
+        if remembering is not None:
+            remembering.cancel()
         loop.remove_reader(lifeline_fd)
         code = 0
         if shipping.done():
@@ -64,6 +69,8 @@ class ControlProcess:
             await self.shipper.stop(SHIP_TIMEOUT_S)
         if feeding is not None:
             code = await _end(feeding) or code
+        if self.memory is not None:
+            self.memory.save()
         await self.channel.close()
         self.admin.drain()
         self.admin.abort()

@@ -7,17 +7,23 @@ also says which keys are gone.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from edgegw.channel import Channel, KeyIs, KeysComplete
 from edgegw.keys.table import KeyLimits, KeyTable
+from edgegw.settings import OwnLimits
 
 
 class KeySubscriber:
-    """One per worker that asks for keys. `complete`: everything was known at least once."""
+    """One per worker that asks for keys. `complete`: everything was known at least once. `limits_changed` is called
+    after a limit of some key has."""
 
-    def __init__(self, channel: Channel, table: KeyTable, limits: KeyLimits) -> None:
+    def __init__(
+        self, channel: Channel, table: KeyTable, limits: KeyLimits, limits_changed: Callable[[], None]
+    ) -> None:
         self._table = table
         self._limits = limits
+        self._limits_changed = limits_changed
         self._heard: set[str] | None = set()  # since the channel opened, until all is said
         self._first = asyncio.Event()
         channel.handle(KeyIs, self._put)
@@ -37,17 +43,22 @@ class KeySubscriber:
 
     def _put(self, message: KeyIs) -> None:
         key = message.key
-        self._table.put(key)
-        self._limits.set_key(key.id, None if key.revoked_ns is not None else key.limits)
+        old = self._table.put(key)
+        self._limit(key.id, None if old is None else old.limits_now, key.limits_now)
         if self._heard is not None:
             self._heard.add(key.id)
 
     def _complete(self, message: KeysComplete) -> None:
         if self._heard is not None:
             for key in self._table.retain(self._heard):
-                self._limits.set_key(key.id, None)
+                self._limit(key.id, key.limits_now, None)
             self._heard = None
         self._first.set()
+
+    def _limit(self, key_id: str, before: OwnLimits | None, now: OwnLimits | None) -> None:
+        if before != now:
+            self._limits.set_key(key_id, now)
+            self._limits_changed()
 
     def _begin_anew(self) -> None:
         self._heard = set()

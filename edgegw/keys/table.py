@@ -41,6 +41,11 @@ class Key(Struct, frozen=True):
     limits: OwnLimits = OwnLimits()
 
     @property
+    def limits_now(self) -> OwnLimits | None:
+        """What is counted for it: nothing of a key that was revoked, or that has no limits of its own."""
+        return None if self.revoked_ns is not None or self.limits == OwnLimits() else self.limits
+
+    @property
     def ends_ns(self) -> int:
         """When it stops to be valid, or did."""
         return min(NEVER_NS if end is None else end for end in (self.expires_ns, self.revoked_ns))
@@ -106,14 +111,16 @@ class KeyTable:
         # `&` and not `and`: both are looked at, whatever the first one says.
         return key if compare_digest(digest, known) & (now_ns < ends_ns) else None
 
-    def put(self, key: Key) -> None:
-        """A key of the database, new or changed. One that has ended stays, so that its refusal is as any other."""
+    def put(self, key: Key) -> Key | None:
+        """A key of the database, new or changed; returns what it was. One that has ended stays, so that its refusal is
+        as any other."""
         old = self._keys.get(key.id)
         if old is not None:
             self._forget(old)
         self._keys[key.id] = key
         if key.digest not in self._fixed:
             self._by_digest[key.digest] = (key.digest, key.ends_ns, key)
+        return old
 
     def retain(self, ids: Container[str]) -> list[Key]:
         """Drops the keys of the database that are not among `ids`; returns them."""

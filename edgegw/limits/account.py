@@ -1,80 +1,132 @@
-"""A tenant's lease in a worker, and the requests that wait for it to grow.
+"""A meter's lease in a worker with the requests that wait for it to grow, and what a request counts against.
 
-What an account can say by itself: what to ask the authority for, whom its level admits, and in which words the others
-are refused. When to ask, and what to do in silence, is the limiter's.
+What an account can say by itself: what to ask the authority for, whom its level admits, and why others are refused. An
+`Allowance` is all the accounts of one kind of request (this tenant, this key, this model). When to ask, and what to do
+in silence, is the limiter's.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import MutableSequence
 from dataclasses import dataclass
 from math import inf
 
-from edgegw.errors import GatewayError
-from edgegw.exchange import Grant
-from edgegw.limits.lease import REFUSAL_HOLDS_S, Lease, Offer, Want
-from edgegw.limits.standing import no_room, too_large
+from edgegw.limits.lease import REFUSAL_HOLDS_S, Lease
+from edgegw.limits.meter import Shape, read_meter
+from edgegw.limits.standing import Refusal, Standing
+from edgegw.limits.words import Mode, Offer, Want
+
+_CLOSED = Mode.CLOSED
+_WINDOW = Shape.WINDOW
 
 
 @dataclass(slots=True)
 class Waiter:
-    """A request that waits for the authority; `outcome` is its grant, or why there is none."""
+    """A request that waits for the authority; `outcome` is None when it is admitted, or why it is not."""
 
-    tokens: int
+    amount: int
     since_s: float
-    outcome: asyncio.Future[Grant | GatewayError]
+    outcome: asyncio.Future[Refusal | None]
 
 
 class Account(Lease):
-    __slots__ = ("active", "alarm", "asked_s", "refused_tokens", "refused_until_s", "waiters")
+    __slots__ = ("active", "alarm", "asked_s", "evicted", "in_tokens", "refused_amount", "refused_until_s", "waiters")
 
-    def __init__(self, tenant: str, limit: int, now_s: float) -> None:
-        super().__init__(tenant, limit, now_s)
+    def __init__(
+        self, meter: str, limit: int, now_s: float, tally: MutableSequence[int] | None = None, place: int = 0
+    ) -> None:
+        super().__init__(meter, limit, now_s, tally, place)
+        self.in_tokens = self.measure.unit == "tokens"  # else each request counts 1
         self.active = False  # in the limiter's rotation of checks
+        self.evicted = False  # forgotten by the limiter; what is still settled goes to the authority
         self.asked_s: float | None = None  # since when a Want is unanswered; there is one at most
         self.alarm: asyncio.TimerHandle | None = None  # for the first waiter's 50 ms
         self.waiters: deque[Waiter] = deque()
-        self.refused_tokens = 0
+        self.refused_amount = 0
         self.refused_until_s = 0.0
 
     def question(self) -> Want:
         """What to ask for: what the waiting need, and a top-up ahead of it. Without either: how things stand."""
         want, need = self.topup_wanted(), 0
         if self.waiters:
-            need = max(0, self.waiters[0].tokens - self.level)
-            want = sum(waiter.tokens for waiter in self.waiters) + self.target - self.level
-        return Want(self.tenant, min(want, self.limit), need, self.level)
+            need = max(0, self.waiters[0].amount - self.level)
+            want = sum(waiter.amount for waiter in self.waiters) + self.target - self.level
+        return Want(self.meter, min(want, self.limit), need, self.place)
 
     def serve(self, offer: Offer, now_s: float) -> bool:
         """After an offer, in the order of their coming: admits or refuses. True: the first who still waits should be
         asked for, as there is room beyond what was offered."""
         waiters = self.waiters
-        answered = offer.granted == 0  # the offer was a no to the first
+        answered = offer.granted == 0 and offer.retry_after_s > 0  # the offer was a no to the first
         while waiters:
             waiter = waiters[0]
             if not waiter.outcome.done():  # else its client left
-                if self.take(waiter.tokens):
-                    waiter.outcome.set_result(Grant(self.tenant, waiter.tokens))
-                elif answered or waiter.tokens - self.level > offer.remaining:
+                if self.take(waiter.amount):
+                    waiter.outcome.set_result(None)
+                elif offer.mode == _CLOSED:
+                    waiter.outcome.set_result(self._unavailable(waiter.amount, now_s, offer.retry_after_s))
+                elif answered or waiter.amount - self.level > offer.remaining:
                     at_least_s = offer.retry_after_s if answered else 0.0  # for the others it is reckoned
-                    waiter.outcome.set_result(self.refuse(waiter.tokens, now_s, at_least_s))
+                    waiter.outcome.set_result(self._refuse(waiter.amount, now_s, at_least_s))
                     answered = False
                 else:
                     return True
             waiters.popleft()
         return False
 
-    def refuse(self, tokens: int, now_s: float, at_least_s: float) -> GatewayError:
+    def _refuse(self, amount: int, now_s: float, at_least_s: float) -> Refusal:
         """What the authority has no room for; as large a request need not ask it again at once."""
-        if tokens > self.limit:
-            return too_large(self.tenant, tokens, self.limit)
-        self.refused_tokens = tokens
-        self.refused_until_s = now_s + min(REFUSAL_HOLDS_S, self.wait_s(tokens, now_s))
-        return self.refusal(tokens, now_s, 0.0 if at_least_s == inf else at_least_s)
+        if amount <= self.limit:
+            self.refused_amount = amount
+            self.refused_until_s = now_s + min(REFUSAL_HOLDS_S, self.wait_s(amount, now_s))
+        return self.refusal(amount, now_s, 0.0 if at_least_s == inf else at_least_s)
 
-    def refused_lately(self, tokens: int, now_s: float) -> bool:
-        return now_s < self.refused_until_s and tokens >= self.refused_tokens
+    def refused_lately(self, amount: int, now_s: float) -> bool:
+        return now_s < self.refused_until_s and amount >= self.refused_amount
 
-    def refusal(self, tokens: int, now_s: float, at_least_s: float = 0.0) -> GatewayError:
-        return no_room(self.tenant, tokens, self.standing(now_s), max(self.wait_s(tokens, now_s), at_least_s))
+    def refusal(self, amount: int, now_s: float, at_least_s: float = 0.0) -> Refusal:
+        wait_s = max(self.wait_s(amount, now_s), at_least_s)
+        return Refusal(read_meter(self.meter), amount, self.standing(now_s), wait_s)
+
+    def _unavailable(self, amount: int, now_s: float, wait_s: float) -> Refusal:
+        return Refusal(read_meter(self.meter), amount, self.standing(now_s), wait_s, closed=True)
+
+
+class Allowance:
+    """What a request counts against: at least the tokens per minute of its tenant, which come first."""
+
+    __slots__ = ("_minute", "accounts", "single", "windowed")
+
+    def __init__(self, accounts: tuple[Account, ...]) -> None:
+        self.accounts = accounts
+        self.single = accounts[0] if len(accounts) == 1 else None  # nearly always
+        self.windowed = any(account.shape is _WINDOW for account in accounts)
+        # What x-ratelimit-* tells of, by unit; the fields have no name for days, months and slots.
+        self._minute = {
+            in_tokens: tuple(
+                account for account in accounts if account.shape is Shape.REFILLS and account.in_tokens is in_tokens
+            )
+            for in_tokens in (True, False)
+        }
+
+    def windows(self) -> int:
+        """Changes when one of the days or months is over."""
+        return sum(account.window for account in self.accounts)
+
+    def lines(self, now_s: float) -> bytes:
+        """How things stand, as header lines for any reply."""
+        single = self.single
+        if single is not None and not single.mode and single.local is None:
+            return single.lines(now_s)
+        tokens, requests = self._tightest(True, now_s), self._tightest(False, now_s)
+        lines = b"" if tokens is None else tokens.lines("tokens")
+        if requests is not None:
+            lines += requests.lines("requests")
+        mode = max(Mode.LOCAL if account.local is not None else Mode(account.mode) for account in self.accounts)
+        return lines + b"x-edgegw-limits: %b\r\n" % mode.name.lower().encode() if mode else lines
+
+    def _tightest(self, in_tokens: bool, now_s: float) -> Standing | None:
+        standings = [account.standing(now_s) for account in self._minute[in_tokens]]
+        return min(standings, key=lambda standing: standing.remaining) if standings else None

@@ -1,139 +1,156 @@
 """The control side of the limits: who decides how much each worker may spend.
 
-`Authority` is what the channel's server asks; `MemoryAuthority` keeps the buckets of one process group in memory. An
-authority for many replicas (Redis) implements the same protocol. `Holdings` remembers what one worker was leased and
-said it had left, for the day it dies.
+`Authority` is what the channel's server asks; `MemoryAuthority` keeps the stocks of one process group in memory. The
+authority of many replicas (Redis) implements the same protocol.
 
 Knows no sockets and no workers by name; time comes from the clock it is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from edgegw.clock import Clock
-from edgegw.limits.bucket import Bucket
-from edgegw.limits.lease import Offer
+from msgspec import Struct
 
-BUCKETS_BEFORE_SWEEP = 10_000  # about 2 MiB; only full buckets are swept, and a full one is as good as a new one
+from edgegw.clock import Clock
+from edgegw.limits.bucket import Stock, stock
+from edgegw.limits.meter import Shape, read_meter
+from edgegw.limits.words import Offer
+
+STOCKS_BEFORE_SWEEP = 20_000  # about 4 MiB; only full ones are swept, and a full one is as good as a new one
 
 
 class Authority(Protocol):
-    """Grants tokens before they are spent. Only `lease` may take time; the others return at once and never raise."""
+    """Grants what is spent before it is spent. Only `lease` may take time; the others return at once and never raise.
+    `meter` is an id (meter.py)."""
 
-    async def lease(self, tenant: str, want: int, need: int) -> Offer:
-        """`want` tokens, or at least `need`; granted 0 and `retry_after_s` when there is no room, never a queue.
+    async def lease(self, meter: str, want: int, need: int) -> Offer:
+        """`want`, or at least `need`; granted 0 and `retry_after_s` when there is no room, never a queue.
 
         First come, first served. With `need` 0 it is a top-up: as much of `want` as there is. Whoever raises or does
         not answer is taken to be away, and the workers go on by themselves.
         """
         ...
 
-    def give_back(self, tenant: str, tokens: int) -> None:
-        """Tokens that were leased and not used; negative ones were used without a lease and become a debt."""
+    def give_back(self, meter: str, amount: int) -> None:
+        """What was leased and not used; a negative amount was used without a lease and becomes a debt."""
         ...
 
-    def spent(self, tenant: str, tokens: int) -> None:
+    def spent(self, meter: str, amount: int) -> None:
         """Admitted by a worker unasked while nobody could be asked: taken from what is there, without a debt."""
         ...
 
-    def recall(self, tenant: str, level: int) -> None:
+    def recall(self, meter: str, level: int) -> None:
         """A worker remembers that no more than `level` is left: for authorities that forget when they restart."""
         ...
 
 
+class Remembered(Struct, array_like=True):
+    """A stock as it is kept over a restart. `wall_s`: the Unix seconds at which `level` was true, of `limit`."""
+
+    meter: str
+    limit: int
+    level: int
+    wall_s: float
+
+
 class MemoryAuthority:
-    """One bucket per tenant. `limits` gives a tenant's tokens per minute, for any name, and may change its mind: a new
-    limit holds from the next ask on and forgets nothing that was used."""
+    """One stock per meter. `limits` says what a meter allows and may change its mind: a new limit holds from the next
+    ask on and forgets nothing that was used."""
 
     def __init__(self, limits: Callable[[str], int], clock: Clock) -> None:
         self._limits = limits
         self._clock = clock
-        self._buckets: dict[str, Bucket] = {}
-        self._recalled: dict[str, Bucket] = {}
-        self._sweep_at = BUCKETS_BEFORE_SWEEP
+        self._stocks: dict[str, Stock] = {}
+        self._recalled: dict[str, Stock] = {}
+        self._sweep_at = STOCKS_BEFORE_SWEEP
 
-    async def lease(self, tenant: str, want: int, need: int) -> Offer:
-        now_s = self._clock.now()
-        bucket = self._bucket(tenant, now_s)
-        granted = bucket.take_between(need, want, now_s)
-        retry_after_s = 0.0 if granted else bucket.room_at(need, now_s) - now_s
-        return Offer(tenant, granted, bucket.limit, bucket.level(now_s), retry_after_s)
+    async def lease(self, meter: str, want: int, need: int) -> Offer:
+        found, now_s = self._stock(meter)
+        granted = found.take_between(need, want, now_s)
+        retry_after_s = 0.0 if granted else found.room_at(need, now_s) - now_s
+        return Offer(meter, granted, found.limit, found.level(now_s), retry_after_s, found.resets_s(now_s))
 
-    def give_back(self, tenant: str, tokens: int) -> None:
-        now_s = self._clock.now()
-        self._bucket(tenant, now_s).give(tokens, now_s)
+    def give_back(self, meter: str, amount: int) -> None:
+        found, now_s = self._stock(meter)
+        found.give(amount, now_s)
 
-    def spent(self, tenant: str, tokens: int) -> None:
-        now_s = self._clock.now()
-        self._bucket(tenant, now_s).drain(tokens, now_s)
+    def spent(self, meter: str, amount: int) -> None:
+        found, now_s = self._stock(meter)
+        found.drain(amount, now_s)
 
-    def recall(self, tenant: str, level: int) -> None:
-        """Several workers remember, and the lowest level counts; what was taken from the new bucket meanwhile stays
-        taken. So each one lowers the bucket only by what the ones before did not."""
-        now_s = self._clock.now()
-        bucket = self._bucket(tenant, now_s)
-        lowest = self._recalled.get(tenant)
+    def recall(self, meter: str, level: int) -> None:
+        """Several workers remember, and the lowest level counts; what was taken from the new stock meanwhile stays
+        taken. So each one lowers the stock only by what the ones before, and our own memory, did not."""
+        found, now_s = self._stock(meter)
+        lowest = self._recalled.get(meter)
         if lowest is None:
-            lowest = self._recalled[tenant] = Bucket(bucket.limit, now_s)
+            lowest = self._recalled[meter] = stock(read_meter(meter).measure, found.limit, now_s)
         lower_by = lowest.level(now_s) - level
         if lower_by > 0:
             lowest.give(-lower_by, now_s)
-            bucket.give(-lower_by, now_s)
+            found.give(-lower_by, now_s)
 
-    def level(self, tenant: str) -> int:
-        """Tokens not leased to anybody right now."""
-        now_s = self._clock.now()
-        return self._bucket(tenant, now_s).level(now_s)
+    def level(self, meter: str) -> int:
+        """What is not leased to anybody right now."""
+        found, now_s = self._stock(meter)
+        return found.level(now_s)
 
-    def _bucket(self, tenant: str, now_s: float) -> Bucket:
-        limit = self._limits(tenant)
-        bucket = self._buckets.get(tenant)
-        if bucket is None:
-            self._sweep(now_s)
-            bucket = self._buckets[tenant] = Bucket(limit, now_s)
-        elif bucket.limit != limit:
-            bucket.resize(limit, now_s)
-        return bucket
+    # -- over a restart --
 
-    def _sweep(self, now_s: float) -> None:
-        """Forgets full buckets, each time twice as many as are in use have gathered: constant work per new tenant."""
-        if len(self._buckets) < self._sweep_at:
+    def remember(self, unspent: Mapping[str, int]) -> list[Remembered]:
+        """All stocks that are not full, as if what workers hold `unspent` had come back already: they keep it and say
+        what they spent of it. Slots are left out, as they are counted by who holds them."""
+        wall_s = self._clock.wall_ns() / 1e9
+        kept: list[Remembered] = []
+        for meter, found in self._stocks.items():
+            now_s = self._now_s(found.shape)
+            if found.shape is not Shape.SLOTS and not found.full(now_s):
+                level = min(found.level(now_s) + unspent.get(meter, 0), found.limit)
+                kept.append(Remembered(meter, found.limit, level, wall_s))
+        return kept
+
+    def restore(self, kept: list[Remembered]) -> None:
+        """What an authority before this one remembered. Refilled for the time between; what was used stays used."""
+        wall_s = self._clock.wall_ns() / 1e9
+        for entry in kept:
+            measure = read_meter(entry.meter).measure
+            if measure.shape is Shape.WINDOW:
+                found = stock(measure, entry.limit, entry.wall_s, entry.level)
+                found.level(wall_s)  # the day may be over
+            else:
+                refilled = int(max(0.0, wall_s - entry.wall_s) * entry.limit / 60.0)
+                now_s = self._now_s(measure.shape)
+                found = stock(measure, entry.limit, now_s, min(entry.limit, entry.level + refilled))
+            self._stocks[entry.meter] = found
+            now_s = self._now_s(measure.shape)
+            self._recalled[entry.meter] = stock(measure, entry.limit, now_s, found.level(now_s))
+
+    def _stock(self, meter: str) -> tuple[Stock, float]:
+        """The meter's stock, of its present limit, and the time that it goes by."""
+        limit = self._limits(meter)
+        found = self._stocks.get(meter)
+        if found is None:
+            measure = read_meter(meter).measure
+            now_s = self._now_s(measure.shape)
+            self._sweep()
+            found = self._stocks[meter] = stock(measure, limit, now_s)
+            return found, now_s
+        now_s = self._now_s(found.shape)
+        if found.limit != limit:
+            found.resize(limit, now_s)
+        return found, now_s
+
+    def _now_s(self, shape: Shape) -> float:
+        return self._clock.wall_ns() / 1e9 if shape is Shape.WINDOW else self._clock.now()
+
+    def _sweep(self) -> None:
+        """Forgets full stocks, each time twice as many as are in use have gathered: constant work per new meter."""
+        if len(self._stocks) < self._sweep_at:
             return
-        self._buckets = {name: bucket for name, bucket in self._buckets.items() if not bucket.full(now_s)}
-        self._recalled = {name: bucket for name, bucket in self._recalled.items() if not bucket.full(now_s)}
-        self._sweep_at = max(BUCKETS_BEFORE_SWEEP, 2 * len(self._buckets))
-
-
-class Holdings:
-    """What one worker holds of each tenant, by its own words.
-
-    When it dies, what it last said it had unspent goes back, never more than it was leased since. What it was leased
-    after its last word is taken as spent. So a death gives away at most what the worker spent since its last word, and
-    loses at most the lease that followed it: either way no more than one lease (2 % of the limit and the request at
-    hand), once, and the refill mends it.
-    """
-
-    __slots__ = ("_held",)
-
-    def __init__(self) -> None:
-        self._held: dict[str, list[int]] = {}  # tenant -> [unspent as last said, leased and not given back]
-
-    def said(self, tenant: str, held: int, given_back: int = 0) -> None:
-        """A word from the worker. Tenants of which it holds nothing are forgotten."""
-        if held <= 0:
-            self._held.pop(tenant, None)
-            return
-        entry = self._held.setdefault(tenant, [0, 0])
-        entry[0] = held
-        entry[1] = max(0, entry[1] - max(0, given_back))
-
-    def leased(self, tenant: str, granted: int) -> None:
-        if granted > 0:
-            self._held.setdefault(tenant, [0, 0])[1] += granted
-
-    def returned(self) -> list[tuple[str, int]]:
-        """The worker is gone: tenants and tokens that go back. Empties the list."""
-        held, self._held = self._held, {}
-        return [(tenant, min(entry)) for tenant, entry in held.items() if min(entry) > 0]
+        self._stocks, self._recalled = (
+            {meter: found for meter, found in stocks.items() if not found.full(self._now_s(found.shape))}
+            for stocks in (self._stocks, self._recalled)
+        )
+        self._sweep_at = max(STOCKS_BEFORE_SWEEP, 2 * len(self._stocks))

@@ -1,22 +1,22 @@
-"""The worker's side of the limits: tokens that were taken from the authority beforehand, and are spent here.
+"""The worker's side of the limits: what was taken from the authority beforehand, and is spent here.
 
-A `Lease` is one tenant's amount in hand. It is topped up before it runs out, follows recent use, gives back what it no
-longer needs, and goes on with a small bucket of its own while the authority is away. Here are also the words that
-workers and authority exchange (`Want`, `Offer`, `GiveBack`, `Spent`, `Recall`): the channel carries them.
+A `Lease` is one meter's amount in hand. It is topped up before it runs out, follows recent use, gives back what it no
+longer needs, and goes on with a small stock of its own while the authority is away. `Leases` keeps them.
 
-Pure: decides and counts. Who waits for what, and how the words travel, is limiter.py and channel.py. `now_s` are
-monotonic seconds of the worker; amounts are tokens.
+Pure: decides and counts. Who waits for what, and how words travel, is limiter.py and channel.py. `now_s` are monotonic
+seconds of the worker; amounts are in the meter's unit, here called tokens.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
+from collections.abc import MutableSequence
+from math import inf
 from typing import Generic, TypeVar
 
-from msgspec import Struct
-
-from edgegw.limits.bucket import Bucket
+from edgegw.limits.bucket import SLOT_WAIT_S, Bucket, Slots, Stock
+from edgegw.limits.meter import Shape, read_meter
 from edgegw.limits.standing import LINES, Standing, duration
+from edgegw.limits.words import Offer
 
 CHECK_EVERY_S = 0.1  # how often a lease in use looks at itself: ten small sums a second, and idle means seen idle
 IDLE_S = 0.25  # unused for so long (seen at the next check): all of it goes back
@@ -26,86 +26,48 @@ LIMIT_SHARE = 100  # a lease aims at 1/100 of the limit at most and gives back a
 REMAINING_SHARE = 8  # and at 1/8 of what is left, so that the last tokens of a minute lie where everybody can take them
 REFUSAL_HOLDS_S = 0.02  # after a refusal as large a request is refused unasked: a flood of them costs 50 asks a second
 
-
-class Mode(IntEnum):
-    """How an authority counts: as it should, or because it cannot reach what it shares with other replicas, by its own
-    share, not at all, or by refusing."""
-
-    EXACT = 0
-    LOCAL = 1
-    OPEN = 2
-    CLOSED = 3
-
-
-class Want(Struct, array_like=True, tag=1, gc=False):
-    """Worker: "`tokens` for this tenant, or at least `need`; I hold `held` unspent." Answered by one Offer."""
-
-    tenant: str
-    tokens: int
-    need: int
-    held: int
-
-
-class Offer(Struct, array_like=True, tag=2, gc=False):
-    """Authority: `granted` are yours (0: there was no room for `need`, there will be in `retry_after_s`, inf: never).
-
-    `remaining` is what is left for everybody after that; below zero is a debt. `resets_s`: until a day or month ends,
-    0 for what is counted otherwise. `mode`: how the authority counts at the moment.
-    """
-
-    tenant: str
-    granted: int
-    limit: int
-    remaining: int
-    retry_after_s: float = 0.0
-    resets_s: float = 0.0
-    mode: int = 0  # a Mode
-
-
-class GiveBack(Struct, array_like=True, tag=3, gc=False):
-    """Worker: these are not needed (negative: more was used than was leased), and now I hold `held` unspent."""
-
-    tenant: str
-    tokens: int
-    held: int
-
-
-class Spent(Struct, array_like=True, tag=4, gc=False):
-    """Worker: so much was admitted unasked while you were away."""
-
-    tenant: str
-    tokens: int
-
-
-class Recall(Struct, array_like=True, tag=5, gc=False):
-    """Worker, to an authority that started anew: by what your predecessor told me, this would now be left."""
-
-    tenant: str
-    level: int
+_REFILLS, _SLOTS = Shape.REFILLS, Shape.SLOTS
 
 
 class Lease:
-    """One tenant's tokens in this worker. `level` may be spent without asking; below zero it is a debt to be paid."""
+    """One meter's tokens in this worker. `level` may be spent without asking; below zero it is a debt to be paid.
+
+    `tally[place]` counts what was spent of what was leased, settlements included, since the channel opened: others can
+    read it after our death (tally.py).
+    """
 
     __slots__ = (
         "charged",
         "checked_s",
+        "ends_s",
         "heard_s",
         "level",
         "limit",
         "local",
         "low_water",
+        "measure",
+        "meter",
+        "mode",
+        "place",
         "rate",
         "remaining",
+        "shape",
         "spent",
+        "tally",
         "target",
-        "tenant",
         "used_s",
+        "window",
     )
 
-    def __init__(self, tenant: str, limit: int, now_s: float) -> None:
-        self.tenant = tenant
+    def __init__(
+        self, meter: str, limit: int, now_s: float, tally: MutableSequence[int] | None = None, place: int = 0
+    ) -> None:
+        self.meter = meter
+        self.measure = read_meter(meter).measure
+        self.shape = self.measure.shape
         self.limit = limit
+        self.tally: MutableSequence[int] = [0] if tally is None else tally
+        self.place = place
         self.level = 0
         self.spent = 0  # since the last check, net of what was settled back
         self.rate = 0.0  # tokens per second
@@ -113,9 +75,12 @@ class Lease:
         self.low_water = 0  # below it a top-up is due
         self.remaining = limit  # as the authority said at heard_s
         self.heard_s: float | None = None
+        self.mode = 0  # a Mode: how the authority counted when it was last heard
+        self.ends_s = inf  # of the day or month
+        self.window = 0  # how many of them are over
         self.checked_s = now_s
         self.used_s = now_s
-        self.local: Bucket | None = None  # while the authority is away
+        self.local: Stock | None = None  # while the authority is away
         self.charged = 0  # admitted from `local`, not yet told
 
     # -- spending --
@@ -125,12 +90,15 @@ class Lease:
             return False
         self.level -= tokens
         self.spent += tokens
+        self.tally[self.place] += tokens
         return True
 
     def settle(self, difference: int) -> None:
         """`difference` = reserved - used: back into the lease, or out of it, into debt if need be."""
         self.level += difference
-        self.spent -= difference
+        self.tally[self.place] -= difference
+        if self.shape is not _SLOTS:  # all of those come back; what counts is how many are asked for
+            self.spent -= difference
 
     # -- dealing with the authority --
 
@@ -139,10 +107,15 @@ class Lease:
         return self.target - self.level if self.level < self.low_water else 0
 
     def offered(self, offer: Offer, now_s: float) -> None:
+        if now_s >= self.ends_s:
+            self.window += 1
         self.level += offer.granted
         self.limit = offer.limit
         self.remaining = offer.remaining
+        self.mode = offer.mode
         self.heard_s = now_s
+        if offer.resets_s:
+            self.ends_s = now_s + offer.resets_s
         self._aim(now_s)
 
     def pay_debt(self) -> int:
@@ -184,6 +157,16 @@ class Lease:
         self.level -= surplus
         return surplus
 
+    def outdated(self, now_s: float) -> int:
+        """When the day or month is over, what is in hand is worth nothing any more: takes it out and returns it."""
+        if now_s < self.ends_s:
+            return 0
+        outdated, self.level = self.level, 0
+        self.ends_s = inf
+        self.heard_s = None
+        self.window += 1
+        return outdated
+
     def _aim(self, now_s: float) -> None:
         remaining = max(0, self.remaining_at(now_s))
         self.target = min(int(self.rate * HORIZON_S), self.limit // LIMIT_SHARE, remaining // REMAINING_SHARE)
@@ -191,25 +174,29 @@ class Lease:
 
     # -- while the authority is away --
 
-    def go_local(self, shares: int, now_s: float) -> Bucket:
-        """A bucket of limit / `shares`, as full as the share of what was left when the authority was last heard."""
+    def go_local(self, shares: int, now_s: float) -> Stock:
+        """A stock of limit / `shares`, as full as the share of what was left when the authority was last heard."""
         local = self.local
         if local is None:
             shares = max(1, shares)
             share = max(min(1, self.limit), self.limit // shares)
             level = share if self.heard_s is None else max(0, self.remaining_at(now_s)) // shares
-            local = self.local = Bucket(share, now_s, level)
+            # A window has no refill within it, which is what Slots do.
+            local = self.local = (Bucket if self.shape is _REFILLS else Slots)(share, now_s, level)
         return local
 
     def void(self, shares: int, now_s: float) -> None:
         """The channel is gone, and with it the lease: what it held is the authority's again, and what is spent from
-        here on (at first out of what was in hand) is charged."""
+        here on (at first out of what was in hand) is charged. Slots in use are to be taken anew."""
         held, self.level = self.level, 0
         if held:
             self.go_local(shares, now_s).give(held, now_s)
             self.remaining = min(self.limit, self.remaining_at(now_s) + held)
             self.heard_s = now_s if self.heard_s is not None else None
             self.charged -= min(0, held)
+        if self.shape is _SLOTS:
+            self.charged += self.tally[self.place]
+        self.tally[self.place] = 0
 
     def take_locally(self, tokens: int, now_s: float) -> bool:
         """A request larger than the share passes when the share is full, and leaves a debt: no request that fits the
@@ -227,7 +214,7 @@ class Lease:
         self.charged -= difference
 
     def come_back(self) -> int:
-        """The authority is there: ends the local bucket and returns what is to be charged (negative: given back).
+        """The authority is there: ends the local stock and returns what is to be charged (negative: given back).
         More than the limit is never charged: an empty bucket is the most that can be owed for a past minute."""
         charged, self.charged, self.local = min(self.charged, self.limit), 0, None
         return charged
@@ -238,19 +225,27 @@ class Lease:
         """What the authority should have left by now, if nobody else took any."""
         if self.heard_s is None:
             return self.limit
+        if self.shape is not _REFILLS:
+            return min(self.limit, self.remaining)
         return min(self.limit, self.remaining + int((now_s - self.heard_s) * self.limit / 60.0))
 
     def standing(self, now_s: float) -> Standing:
         limit, local = self.limit, self.local
         left = self.remaining_at(now_s) if local is None else local.level(now_s)
         remaining = min(max(left + self.level, 0), limit)
-        return Standing(limit, remaining, (limit - remaining) * 60.0 / limit if limit else 0.0)
+        return Standing(limit, remaining, self._reset_s(remaining, now_s))
+
+    def _reset_s(self, remaining: int, now_s: float) -> float:
+        if self.shape is _REFILLS:
+            return (self.limit - remaining) * 60.0 / self.limit if self.limit else 0.0
+        return max(0.0, self.ends_s - now_s) if self.ends_s < inf else 0.0
 
     def lines(self, now_s: float) -> bytes:
-        """The standing as header lines: on the way of every reply, so without a Standing for the usual lease."""
+        """The standing of tokens per minute as header lines: on the way of every reply, so without a Standing for the
+        usual lease."""
         limit, heard_s = self.limit, self.heard_s
         if self.local is not None or heard_s is None or not limit:
-            return self.standing(now_s).lines()
+            return self.standing(now_s).lines("tokens")
         left = self.remaining + int((now_s - heard_s) * limit / 60.0)
         remaining = (left if left < limit else limit) + self.level
         if remaining < 0:
@@ -262,38 +257,52 @@ class Lease:
     def wait_s(self, tokens: int, now_s: float) -> float:
         """How long until `tokens` should be there: an estimate, as others take and give back too."""
         if self.local is not None:
-            return self.local.room_at(min(tokens, self.local.limit), now_s) - now_s
-        missing = tokens - self.level - self.remaining_at(now_s)
-        return max(0.0, missing * 60.0 / self.limit) if self.limit else 60.0
+            tokens = min(tokens, self.local.limit)
+            if self.shape is _REFILLS or tokens <= self.local.level(now_s):
+                return self.local.room_at(tokens, now_s) - now_s
+            missing = tokens
+        else:
+            missing = tokens - self.level - self.remaining_at(now_s)
+        if missing <= 0:
+            return 0.0
+        if self.shape is _REFILLS:
+            return missing * 60.0 / self.limit if self.limit else 60.0
+        return max(0.0, self.ends_s - now_s) if self.ends_s < inf else SLOT_WAIT_S
 
 
 L = TypeVar("L", bound=Lease)
 
 
 class Leases(Generic[L]):
-    """The leases of a worker: at most `tenants_max`, of which the one longest idle makes room for a new one."""
+    """The leases of a worker: at most `meters_max`, of which the one longest idle makes room for a new one."""
 
-    __slots__ = ("_idle", "_tenants_max", "get", "known")
+    __slots__ = ("_idle", "_meters_max", "get", "known")
 
-    def __init__(self, tenants_max: int) -> None:
+    def __init__(self, meters_max: int) -> None:
         self.known: dict[str, L] = {}
         self.get = self.known.get
         self._idle: dict[str, None] = {}  # in the order in which they fell idle
-        self._tenants_max = tenants_max
+        self._meters_max = meters_max
 
-    def add(self, lease: L) -> bool:
-        """Adds it as an idle one. False: the house is full, and every lease in it is in use."""
-        if len(self.known) >= self._tenants_max:
-            longest = next(iter(self._idle), None)
-            if longest is None:
-                return False
-            del self._idle[longest], self.known[longest]
-        self.known[lease.tenant] = lease
-        self._idle[lease.tenant] = None
-        return True
+    def make_room(self) -> L | None:
+        """Takes out the lease that has to go before another can be added; None when there is room. Raises LookupError
+        when every lease in the house is in use."""
+        if len(self.known) < self._meters_max:
+            return None
+        longest = next(iter(self._idle), None)
+        if longest is None:
+            raise LookupError
+        del self._idle[longest]
+        return self.known.pop(longest)
+
+    def add(self, lease: L) -> None:
+        """Adds it as an idle one; call `make_room` before."""
+        self.known[lease.meter] = lease
+        self._idle[lease.meter] = None
 
     def wake(self, lease: L) -> None:
-        self._idle.pop(lease.tenant, None)
+        self._idle.pop(lease.meter, None)
 
     def rest(self, lease: L) -> None:
-        self._idle[lease.tenant] = None
+        if lease.meter in self.known:
+            self._idle[lease.meter] = None

@@ -55,7 +55,7 @@ Scope = Literal["", "key", "model"]
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """A meter taken apart. `scope` says what of the tenant is counted: all of it, one key, or one model; `name` which."""
+    """A meter taken apart. `scope` says what of the tenant is counted: all, one key, or one model; `name` which."""
 
     measure: Measure
     tenant: str
