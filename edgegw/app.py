@@ -142,7 +142,7 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         table = KeyTable(settings_keys(settings.tenants))
         keys = KeySubscriber(channel, table, rules, limiter.rules_changed)
         gate = closed_gate(Doorkeeper(table, clock.wall_ns, keys.complete))
-    upstreams = build_upstreams(settings, clock, outbox)
+    upstreams = build_upstreams(settings, rules, clock, outbox)
     attempts = Attempts(upstreams, journal, watch, clock, rng.random, loop, BreakerPolicy(), estimator)
     gateway = Gateway(
         Router(settings.use_cases, settings.models, settings.default, settings.providers),
@@ -213,7 +213,7 @@ def build_server(
     )
 
 
-def build_upstreams(settings: Settings, clock: SystemClock, outbox: Outbox) -> dict[str, Upstream]:
+def build_upstreams(settings: Settings, rules: Rules, clock: SystemClock, outbox: Outbox) -> dict[str, Upstream]:
     resolver = Resolver(clock)
     providers = settings.providers.values()
     secure = any(provider.base_url.startswith("https://") for provider in providers)
@@ -232,6 +232,7 @@ def build_upstreams(settings: Settings, clock: SystemClock, outbox: Outbox) -> d
             dialer=Dialer(resolver, tls=tls, proxies=proxies),
             clock=clock,
             outbox=outbox,
+            weights=rules.weight,
         )
         return Upstream(built, pool, RetryBudget(), LegWaits(timeouts.first_byte_s, timeouts.idle_s))
 

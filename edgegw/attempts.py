@@ -159,9 +159,9 @@ class Attempts:
                 else:
                     leg = PlainLeg(reply, self._watch, self._now, upstream.waits, deadline_s)
                 current.leg = leg
-                connection = upstream.pool.send(call.data, leg)
+                connection = upstream.pool.send(call.data, leg, exchange.tenant)
                 if connection is None:
-                    connection = await self._loop.create_task(upstream.pool.open(call.data, leg))
+                    connection = await self._loop.create_task(upstream.pool.open(call.data, leg, exchange.tenant))
                 leg.sent(connection)
                 await leg
                 self._judge(current, exchange, ask, reply)

@@ -74,9 +74,11 @@ class Pool:
         self._loop = loop
         self.script = script
         self.lines: list[Line] = []
+        self.tenants: list[str] = []
 
-    def send(self, data: bytes, leg: Leg) -> Line:
+    def send(self, data: bytes, leg: Leg, tenant: str) -> Line:
         line = Line()
+        self.tenants.append(tenant)
         self.lines.append(line)
         status = self.script.pop(0)
         if status is not None:
@@ -174,7 +176,9 @@ async def test_one_answer_is_one_attempt() -> None:
 
 async def test_retry_then_fallback_within_the_cap() -> None:
     rig = Rig(Books(), [500, 500], [200])
+    rig.exchange.tenant = "acme"
     last = await rig.start()
+    assert [pool.tenants for pool in rig.pools.values()] == [["acme", "acme"], ["acme"]]
     assert last.answer is not None
     assert [(a.kind, a.status, a.error_kind) for a in rig.exchange.attempts] == [
         ("primary", 500, "upstream_error"),

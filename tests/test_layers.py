@@ -39,7 +39,7 @@ LAYERS: dict[int, str] = {
         providers.compatible providers.registry
         keys.__init__ keys.table keys.store
         limits.__init__ limits.words limits.meter limits.bucket limits.lease limits.standing
-        limits.rules limits.holdings
+        limits.rules limits.holdings limits.turns
         ledger.__init__ ledger.record ledger.encoding ledger.store ledger.assembly
         telemetry.__init__ telemetry.names
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import socket
 import ssl
 import struct
@@ -24,6 +25,7 @@ from edgegw.http.dial import Dialer, Proxies, Resolver, tls_context
 from edgegw.http.response import Headers
 from edgegw.http.upstream import Pool, PoolLimits
 from edgegw.http.upstream_connection import Connection
+from edgegw.limits.turns import WAITING_PER_TENANT_MAX
 
 T = TypeVar("T")
 
@@ -157,14 +159,18 @@ async def ask(pool: Pool, ear: Ear | None = None) -> Ear:
 
 @asynccontextmanager
 async def serving(
-    peer: Peer, clock: ManualClock | None = None, link: type[Link] = Link, **limits: float
+    peer: Peer,
+    clock: ManualClock | None = None,
+    link: type[Link] = Link,
+    weights: Callable[[str], int] = lambda tenant: 1,
+    **limits: float,
 ) -> AsyncIterator[Pool]:
     clock = clock or ManualClock()
     server = await asyncio.get_running_loop().create_server(lambda: link(peer), "127.0.0.1", 0)
     peer.server = server
     dialer = Dialer(Resolver(clock), tls=None, proxies=Proxies())
     origin = Origin(server.sockets[0].getsockname()[1])
-    pool = Pool(origin, limits=PoolLimits(**limits), dialer=dialer, clock=clock)  # type: ignore[arg-type]
+    pool = Pool(origin, limits=PoolLimits(**limits), dialer=dialer, clock=clock, weights=weights)  # type: ignore[arg-type]
     try:
         yield pool
     finally:
@@ -174,7 +180,7 @@ async def serving(
             await soon(one.lost)
         server.close()
         await server.wait_closed()
-        assert (pool.idle, pool.busy, pool.waiting) == (0, 0, 0)
+        assert (pool.idle, pool.busy, pool.waiting, pool._held) == (0, 0, 0, {})
 
 
 class TestReuse:
@@ -585,6 +591,139 @@ class TestPlaces:
                 await pool.open(REQUEST, Ear())
             assert ear.told == ["fault"]
             assert (pool.idle, pool.busy, pool.waiting) == (0, 0, 0)
+
+
+class Rounds:
+    """A provider that answers all it was asked at once, when it is told to: a round is its service time."""
+
+    def __init__(self) -> None:
+        self.asked: list[Link] = []
+        self.peer = Peer(answer=self.asked.append)
+        self.over = 0
+
+    async def one(self, places: int) -> None:
+        """Begins when all places are in use."""
+        await until(lambda: len(self.asked) == places)
+        self.over += 1
+        asked = self.asked.copy()
+        self.asked.clear()
+        for link in asked:
+            link.write(REPLY)
+
+
+class TestFairness:
+    """Tenants that share too few places."""
+
+    @pytest.mark.parametrize("places", [1, 2, 3, 8])
+    async def test_one_at_a_time_waits_two_service_times_behind_a_flood(self, places: int) -> None:
+        rounds = Rounds()
+        async with serving(rounds.peer, connections_max=places) as pool:
+            flood = [asyncio.create_task(pool.open(REQUEST, Ear(), "flood")) for _ in range(200)]
+            await until(lambda: pool.waiting == 200 - places)
+            waits: list[int] = []
+
+            async def one_at_a_time() -> None:
+                for _ in range(9):
+                    ear, since = Ear(), rounds.over
+                    await pool.open(REQUEST, ear, "single")
+                    waits.append(rounds.over - since)
+                    await ear.over.wait()
+
+            single = asyncio.create_task(one_at_a_time())
+            while not single.done():
+                await rounds.one(places)
+                for _ in range(5):
+                    await asyncio.sleep(0)  # whoever was answered may ask again
+            await single
+            assert sorted(waits)[4] <= 1
+            assert max(waits) <= 2
+            for task in flood:
+                task.cancel()
+            await asyncio.wait(flood)
+
+    @pytest.mark.parametrize("places", [1, 2, 4, 5])
+    async def test_finished_counts_are_by_weight(self, places: int) -> None:
+        rounds = Rounds()
+        weights = {"three": 3, "one": 1}
+        async with serving(rounds.peer, weights=weights.__getitem__, connections_max=places) as pool:
+            ears = {tenant: [Ear() for _ in range(200)] for tenant in weights}
+            tasks = [
+                asyncio.create_task(pool.open(REQUEST, ear, tenant))
+                for n in range(200)
+                for tenant, ear in ((tenant, ears[tenant][n]) for tenant in weights)
+            ]
+            await until(lambda: pool.waiting == 400 - places)
+            for _ in range(200 // places):
+                await rounds.one(places)
+            await until(lambda: len(rounds.asked) == places)
+            three, one = (sum(ear.over.is_set() for ear in ears[tenant]) for tenant in weights)
+            assert three / one == pytest.approx(3, rel=0.1)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def test_what_falls_free_goes_to_those_who_hold_less(self) -> None:
+        """Six places are all one tenant's long answers, and more of it wait: the other comes to three all the same."""
+        peer = Peer(answer=lambda link: None)
+        async with serving(peer, connections_max=6) as pool:
+            mine, theirs = [Ear() for _ in range(12)], [Ear() for _ in range(6)]
+            tasks = [asyncio.create_task(pool.open(REQUEST, ear, "long")) for ear in mine]
+            await until(lambda: peer.requests == 6)
+            tasks += [asyncio.create_task(pool.open(REQUEST, ear, "late")) for ear in theirs]
+            await until(lambda: pool.waiting == 12)
+            for n, late in enumerate([1, 2, 3, 3, 3, 3]):
+                peer.links[n].write(REPLY)
+                await until(lambda: peer.requests == 7 + n)  # noqa: B023
+                assert pool._held == {"long": 6 - late, "late": late}
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    @pytest.mark.parametrize("seed", range(5))
+    async def test_places_are_counted_right_whatever_happens(self, seed: int) -> None:
+        """Replies, closes, resets, cancelled waiters and aborted requests in any order; a full pool and an idle one."""
+        dice = random.Random(seed)
+        peer = Peer(answer=lambda link: None)
+        async with serving(peer, connections_max=4, pool_wait_s=60) as pool:
+            tasks: list[asyncio.Task[Connection]] = []
+            for _ in range(400):
+                what = dice.random()
+                if what < 0.4 and pool.waiting < 12:
+                    tenant = dice.choice("abc")
+                    if pool.send(REQUEST, Ear(), tenant) is None:
+                        tasks.append(asyncio.create_task(pool.open(REQUEST, Ear(), tenant)))
+                elif what < 0.75 and peer.links:
+                    link = dice.choice(peer.links[-4:])
+                    if not link.lost.done() and not link.transport.is_closing():
+                        dice.choice([lambda x: x.write(REPLY)] * 4 + [Link.close, Link.reset])(link)
+                elif what < 0.9 and tasks:
+                    dice.choice(tasks).cancel()
+                elif tasks and (task := dice.choice(tasks)).done() and not task.cancelled() and not task.exception():
+                    task.result().abort()
+                for _ in range(dice.randrange(3)):
+                    await asyncio.sleep(0)
+                assert sum(pool._held.values()) == pool.busy
+                assert not (pool.idle and pool.waiting)
+            for task in tasks:
+                task.cancel()
+            await soon(asyncio.wait(tasks))
+
+    async def test_a_flood_is_refused_at_once_and_the_others_may_wait(self) -> None:
+        peer = Peer(answer=lambda link: None)
+        async with serving(peer, connections_max=1) as pool:
+            tasks = [asyncio.create_task(pool.open(REQUEST, Ear(), "flood")) for _ in range(WAITING_PER_TENANT_MAX + 4)]
+            await until(lambda: sum(task.done() for task in tasks) == 4)
+            refused = [fault for task in tasks if task.done() and (fault := task.exception()) is not None]
+            assert [(fault.kind, fault.sent) for fault in refused if isinstance(fault, UpstreamFault)] == [
+                ("upstream_busy", False)
+            ] * 3
+            other = asyncio.create_task(pool.open(REQUEST, Ear(), "other"))
+            await until(lambda: pool.waiting == WAITING_PER_TENANT_MAX + 1)
+            await until(lambda: peer.links)
+            peer.links[0].write(REPLY)
+            peer.answer = lambda link: link.write(REPLY)
+            await soon(other)
+            await soon(asyncio.wait(tasks))
 
 
 class TestAbort:

@@ -1,8 +1,11 @@
 """The pool of connections to one provider: an idle one at once, or a new one, or a bounded wait for a place.
 
 A *place* is the right to hold one connection; there are `connections_max`. Whoever asks owns a place from then on, with
-or without a connection in it; a place that falls free goes straight to whoever waited longest, so nobody overtakes and
-`send()` never finds an idle connection while somebody waits.
+or without a connection in it; a place that falls free goes straight to the waiter whose turn it is (limits/turns.py:
+tenants share by weight), so nobody overtakes and `send()` never finds an idle connection while somebody waits.
+
+What each tenant holds is counted for every request, crowded or not: 0.25 us. To count only when somebody begins to wait
+would cost as much as there are connections, at the very moment when there is most to do.
 
 Owns the waits for a place and for a connection, and the age of idle connections; how long a reply may take is the
 caller's business. Knows no HTTP beyond what `Connection` does and no address beyond its `origin`.
@@ -11,7 +14,7 @@ caller's business. Knows no HTTP beyond what `Connection` does and no address be
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,6 +24,7 @@ from edgegw.errors import UpstreamFault
 from edgegw.http.dial import Origin
 from edgegw.http.outbox import Outbox
 from edgegw.http.upstream_connection import Connection, Sink, State
+from edgegw.limits.turns import Turns
 
 _NEW, _READY, _DIALLING, _IDLE = State.NEW, State.READY, State.DIALLING, State.IDLE
 
@@ -41,6 +45,10 @@ class PoolLimits:
     informational_max: int = 10
 
 
+Waiter = asyncio.Future[Connection | None]
+"""Gets a place, and perhaps a connection in it."""
+
+
 class Dials(Protocol):
     """What connects protocols: `dial.Dialer`, or a test's stand-in."""
 
@@ -48,10 +56,18 @@ class Dials(Protocol):
 
 
 class Pool:
-    """Connections to `origin`. All methods run on the event loop that the connections live on."""
+    """Connections to `origin`. All methods run on the event loop that the connections live on. `weights` are what the
+    tenants' shares of the places are measured by, when there are too few of them: 1 and more."""
 
     def __init__(
-        self, origin: Origin, *, limits: PoolLimits, dialer: Dials, clock: Clock, outbox: Outbox | None = None
+        self,
+        origin: Origin,
+        *,
+        limits: PoolLimits,
+        dialer: Dials,
+        clock: Clock,
+        outbox: Outbox | None = None,
+        weights: Callable[[str], int] = lambda tenant: 1,
     ) -> None:
         self._outbox = outbox or Outbox()
         self._origin = origin
@@ -60,7 +76,9 @@ class Pool:
         self._clock = clock
         self._places = 0  # taken
         self._idle: dict[Connection, None] = {}  # a stack that can lose its middle; oldest first
-        self._waiting: deque[asyncio.Future[Connection | None]] = deque()
+        self._weights = weights
+        self._turns: Turns[Waiter] = Turns(asyncio.Future.done)
+        self._held = self._turns.held  # places by tenant
         self._open: set[Connection] = set()  # every connection that has or is about to get a socket
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
@@ -77,11 +95,11 @@ class Pool:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return self._turns.waiting
 
     # Asking for a connection.
 
-    def send(self, data: bytes, sink: Sink) -> Connection | None:
+    def send(self, data: bytes, sink: Sink, tenant: str = "default") -> Connection | None:
         """Send a whole request on an idle connection, None when there is none (then `await open(...)`). The one used
         last comes first, so that the rest can grow old. `sink` hears of the reply, never before this returns."""
         idle = self._idle
@@ -91,27 +109,31 @@ class Pool:
                 connection = idle.popitem()[0]
                 if connection.idle_since_s > too_old_s and connection.usable:
                     connection.reused = True
+                    connection.tenant = tenant
+                    held = self._held  # as turns.take() does it, nobody waiting where there are idle ones
+                    held[tenant] = held.get(tenant, 0) + 1
                     connection.start(data, sink)
                     return connection
                 connection.retire()
         return None
 
-    async def open(self, data: bytes, sink: Sink) -> Connection:
+    async def open(self, data: bytes, sink: Sink, tenant: str = "default") -> Connection:
         """Send a whole request on an idle or else a new connection, waiting for a place when all are taken.
 
-        Raises UpstreamFault upstream_busy when no place fell free within `pool_wait_s`, upstream_connect, upstream_tls
-        or upstream_timeout when connecting failed; always `sent=False` and without telling the sink. Cancelling it
-        leaves nothing behind.
+        Raises UpstreamFault upstream_busy when no turn came within `pool_wait_s` (at once when too many wait),
+        upstream_connect, upstream_tls or upstream_timeout when connecting failed; always `sent=False` and without
+        telling the sink. Cancelling it leaves nothing behind.
         """
-        connection = self.send(data, sink)
+        connection = self.send(data, sink, tenant)
         if connection is not None:
             return connection
         if self._closed:
             raise _busy("The gateway is stopping.")
         if self._places < self._limits.connections_max:
             self._places += 1
+            self._turns.take(tenant)
         else:
-            connection = await self._wait()
+            connection = await self._wait(tenant)
         try:
             if connection is not None and connection.usable:
                 connection.reused = True
@@ -121,31 +143,33 @@ class Pool:
                 if not connection.usable:
                     raise UpstreamFault("upstream_connect", "The provider closed a new connection.", sent=False)
         except BaseException:
-            self._vacate()
+            self._give_back(tenant)
             raise
+        connection.tenant = tenant
         connection.start(data, sink)
         return connection
 
-    async def _wait(self) -> Connection | None:
+    async def _wait(self, tenant: str) -> Connection | None:
         """A place, and perhaps a connection in it."""
         loop = asyncio.get_running_loop()
-        place: asyncio.Future[Connection | None] = loop.create_future()
-        timer = loop.call_later(self._limits.pool_wait_s, self._give_up, place)
-        self._waiting.append(place)
+        place: Waiter = loop.create_future()
+        if not self._turns.join(tenant, self._weights(tenant), place):
+            raise _busy("Too many requests wait for a connection to the provider.")
+        timer = loop.call_later(self._limits.pool_wait_s, self._give_up, tenant, place)
         try:
             return await place
         except asyncio.CancelledError:
             if place.done() and not place.cancelled() and place.exception() is None:
-                self._return(place.result())  # it came too late for us, not for the next
-            elif place in self._waiting:
-                self._waiting.remove(place)
+                self._return(tenant, place.result())  # it came too late for us, not for the next
+            else:
+                self._turns.leave(tenant, place)
             raise
         finally:
             timer.cancel()
 
-    def _give_up(self, place: asyncio.Future[Connection | None]) -> None:
+    def _give_up(self, tenant: str, place: Waiter) -> None:
         if not place.done():
-            self._waiting.remove(place)
+            self._turns.leave(tenant, place)
             place.set_exception(_busy("All connections to the provider are in use."))
 
     def _new(self) -> Connection:
@@ -168,12 +192,14 @@ class Pool:
     # What connections tell.
 
     def keep(self, connection: Connection) -> None:
-        self._pass_on(connection)
+        self._pass_on(connection.tenant, connection)
 
     def forget(self, connection: Connection, state: State) -> None:
-        self._idle.pop(connection, None)
-        if state not in (_NEW, _READY):  # else whoever is about to use it still owns the place
-            self._vacate()
+        if state == _IDLE:
+            self._idle.pop(connection, None)  # send() has taken it out already
+            self._places -= 1  # nobody's, and nobody waits
+        elif state not in (_NEW, _READY):  # else whoever is about to use it still owns the place
+            self._give_back(connection.tenant)
 
     def redial(self, connection: Connection) -> None:
         connection.dialling = asyncio.get_running_loop().create_task(self._redial(connection))
@@ -192,17 +218,19 @@ class Pool:
 
     # Places.
 
-    def _return(self, connection: Connection | None) -> None:
+    def _return(self, tenant: str, connection: Connection | None) -> None:
         if connection is not None and connection.usable:
-            self._pass_on(connection)
+            self._pass_on(tenant, connection)
         else:
-            self._vacate()
+            self._give_back(tenant)
 
-    def _pass_on(self, connection: Connection) -> None:
-        """A connection without a request: to whoever waited longest, else to the idle ones."""
-        while self._waiting:
-            place = self._waiting.popleft()
-            if not place.done():
+    def _pass_on(self, tenant: str, connection: Connection) -> None:
+        """The tenant's place with a connection without a request: to whose turn it is, else to the idle ones."""
+        turns = self._turns
+        turns.give_back(tenant)
+        if turns.waiting:
+            place = turns.next()
+            if place is not None:
                 connection.state = _READY
                 place.set_result(connection)
                 return
@@ -212,14 +240,14 @@ class Pool:
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(self._limits.keep_alive_s, self._sweep)
 
-    def _vacate(self) -> None:
-        """A place without a connection: to whoever waited longest, who then connects."""
-        while self._waiting:
-            place = self._waiting.popleft()
-            if not place.done():
-                place.set_result(None)
-                return
-        self._places -= 1
+    def _give_back(self, tenant: str) -> None:
+        """The tenant's place without a connection: to whose turn it is, who then connects."""
+        self._turns.give_back(tenant)
+        place = self._turns.next()
+        if place is not None:
+            place.set_result(None)
+        else:
+            self._places -= 1
 
     # Time.
 
@@ -247,8 +275,7 @@ class Pool:
         self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
-        while self._waiting:
-            place = self._waiting.popleft()
+        for place in self._turns.dismiss():
             if not place.done():
                 place.set_exception(_busy("The gateway is stopping."))
         for connection in list(self._open):

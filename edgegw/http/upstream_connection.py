@@ -80,7 +80,8 @@ class Connection(asyncio.Protocol):
     """See the module. `lane`, when set, is offered raw reads while the parser stands exactly between two chunks; it
     returns True when it has taken them, and then they must have been whole chunks and not the last one (size 0), so
     that the parser, which never sees them, stays in step. `reused` says whether the request went out on a connection
-    that had already served one. Only the sink of the request in work may call `abort`, `pause` and `resume`.
+    that had already served one, `tenant` whose it is; the pool writes both. Only the sink of the request in work may
+    call `abort`, `pause` and `resume`.
     """
 
     __slots__ = (
@@ -98,6 +99,7 @@ class Connection(asyncio.Protocol):
         "lane",
         "reused",
         "state",
+        "tenant",
     )
 
     def __init__(self, owner: Owner, outbox: Outbox, *, head_bytes_max: int, informational_max: int) -> None:
@@ -115,6 +117,7 @@ class Connection(asyncio.Protocol):
         self.dialling: asyncio.Task[None] | None = None
         self.idle_since_s = 0.0
         self.state: State = _NEW
+        self.tenant = ""
 
     # The request.
 
