@@ -20,11 +20,12 @@ from msgspec.structs import asdict, replace
 from edgegw.keys.making import KEY_PREFIX, make_key
 from edgegw.keys.sqlite import WRITER_BUSY_S, SqliteKeys
 from edgegw.keys.store import KeyStoreError
-from edgegw.keys.table import ANY_TENANT, CREDENTIAL_BYTES_MAX, LABEL_CHARS_MAX, PREFIX_CHARS, Key, digest_of, is_label
+from edgegw.keys.table import ANY_TENANT, CREDENTIAL_BYTES_MAX, PREFIX_CHARS, TENANT_CHARS_MAX, Key, digest_of, is_label
 from edgegw.ledger.listing import moment, printable
 from edgegw.ledger.schema import migrations
 from edgegw.settings import OwnLimits
 
+NAME_CHARS_MAX = 64  # as in the settings
 ACTS_FOR_MAX = 16  # tenants; who acts for more acts for `*`
 _SPAN = re.compile(r"(\d{1,6})([smhdw])")
 SPAN_S_MAX = 100 * 365 * 86_400
@@ -50,7 +51,7 @@ def create(
     now_ns = time.time_ns()
     _check_label(tenant, "--tenant")
     if name:
-        _check_label(name, "--name")
+        _check_label(name, "--name", NAME_CHARS_MAX)
     if len(acts_for) > ACTS_FOR_MAX:
         raise CommandError(f"a key acts for at most {ACTS_FOR_MAX} tenants, or for '{ANY_TENANT}'", "--acts-for")
     for other in acts_for:
@@ -148,9 +149,9 @@ def _span_ns(text: str, option: str) -> int:
     return seconds * 10**9
 
 
-def _check_label(text: str, option: str) -> None:
-    if not is_label(text):
-        raise CommandError(f"must be 1 to {LABEL_CHARS_MAX} visible characters: {text!r}", option)
+def _check_label(text: str, option: str, chars_max: int = TENANT_CHARS_MAX) -> None:
+    if not is_label(text, chars_max):
+        raise CommandError(f"must be 1 to {chars_max} visible characters: {text!r}", option)
 
 
 def _find(db: Path, which: str) -> Key:

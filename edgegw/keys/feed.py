@@ -21,7 +21,7 @@ from edgegw.keys.store import Changes, KeyStore, KeyStoreError
 from edgegw.keys.table import Key, KeyLimits
 
 POLL_EVERY_S = 0.25  # a change is to be in force within a second
-PORTION_KEYS = 64  # of some 300 bytes, and at most 10 KiB (a key may act for 16 tenants with long names)
+PORTION_KEYS = 32  # of some 300 bytes, and at most 20 KiB (a key may act for 16 tenants with long names)
 
 logger = logging.getLogger("edgegw.keys")
 

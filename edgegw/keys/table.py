@@ -22,7 +22,7 @@ CREDENTIAL_BYTES_MAX = 512  # ours have 47; room for keys that were made elsewhe
 PREFIX_CHARS = 12  # of a key, shown in listings: `egw_` and 48 of its 256 bits
 ANY_TENANT = "*"  # in acts_for
 NEVER_NS = 2**63 - 1
-LABEL_CHARS_MAX = 128  # of a tenant's name and of a key's: as long as a request may write a tenant
+TENANT_CHARS_MAX = 256  # as settings and limits have it
 
 
 class Key(Struct, frozen=True):
@@ -64,9 +64,9 @@ def digest_of(credential: bytes) -> bytes:
     return sha256(credential).digest()
 
 
-def is_label(text: str) -> bool:
-    """Whether a text can be the name of a tenant or a key: it stands in limits, rows and listings."""
-    return 0 < len(text) <= LABEL_CHARS_MAX and text.isprintable() and text == text.strip()
+def is_label(text: str, chars_max: int = TENANT_CHARS_MAX) -> bool:
+    """Whether a text can be the name of a tenant (or a key): it stands in limits, rows and listings."""
+    return 0 < len(text) <= chars_max and text.isprintable() and text == text.strip()
 
 
 def settings_keys(tenants: Mapping[str, TenantSettings]) -> Iterator[Key]:
