@@ -28,6 +28,7 @@ from edgegw.settings.model import (
     WithoutRedis,
     parse_target,
 )
+from edgegw.settings.redis_address import RedisAddress, RedisMode, parse_redis
 from edgegw.settings.schema import schema
 
 __all__ = [
@@ -43,6 +44,8 @@ __all__ = [
     "OwnLimits",
     "ProviderKind",
     "ProviderSettings",
+    "RedisAddress",
+    "RedisMode",
     "RouteSettings",
     "Secret",
     "ServerSettings",
@@ -55,6 +58,7 @@ __all__ = [
     "describe",
     "load",
     "load_text",
+    "parse_redis",
     "parse_target",
     "schema",
     "warnings",

@@ -7,9 +7,9 @@ that cannot change its meaning.
 from __future__ import annotations
 
 import re
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 
-from edgegw.settings.model import Address, Secret
+from edgegw.settings.model import Address
 from edgegw.settings.values import Kind
 
 _PORT_MAX = 65_535
@@ -88,13 +88,8 @@ def database_url() -> Kind:
     return Kind(expected="sqlite:///path", read=_read_database_url, schema=schema, private=True)
 
 
-def redis_url() -> Kind:
-    """Refused, whatever it says: nobody is to believe that limits are shared between replicas when they are not."""
-    return Kind(expected="nothing", read=_refuse_redis, schema={"not": {}}, private=True)
-
-
 def _read_address(text: str) -> Address:
-    host, port = _host_and_port(text)
+    host, port = host_and_port(text)
     if port is None:
         raise ValueError
     return Address(host, port)
@@ -108,7 +103,7 @@ def _read_base_url(text: str) -> str:
         raise ValueError("a base_url begins with https:// or http://")
     if "@" in authority:
         raise ValueError("a base_url has no user info; a key belongs in api_key")
-    _host_and_port(authority)
+    host_and_port(authority)
     return f"{scheme}://{authority}{path.rstrip('/')}"
 
 
@@ -116,7 +111,7 @@ def _read_proxy(text: str) -> str:
     scheme, authority, path = _split(text)
     if scheme != "http" or path not in ("", "/"):
         raise ValueError
-    _host_and_port(authority.rpartition("@")[2])
+    host_and_port(authority.rpartition("@")[2])
     return f"{scheme}://{authority}"
 
 
@@ -158,10 +153,6 @@ def _read_database_url(text: str) -> str:
     return text
 
 
-def _refuse_redis(text: str) -> Secret:
-    raise ValueError("Redis is not built into this version, limits are kept per gateway: leave it out")
-
-
 def _split(url: str) -> tuple[str, str, str]:
     """Scheme in lower case, authority, path; ValueError when it is not a URL of visible ASCII."""
     found = _URL.fullmatch(url)
@@ -170,8 +161,11 @@ def _split(url: str) -> tuple[str, str, str]:
     return found[1].lower(), found[2], found[3] or ""
 
 
-def _host_and_port(authority: str) -> tuple[str, int | None]:
-    """The host without brackets, and the port if one is given."""
+def host_and_port(authority: str) -> tuple[str, int | None]:
+    """Of `host`, `host:port` or `[::1]:port`: the host without brackets, and the port if one is given.
+
+    Raises ValueError with a reason that does not repeat the text, or with none.
+    """
     found = _AUTHORITY.fullmatch(authority)
     if not found:
         raise ValueError
@@ -186,3 +180,13 @@ def _host_and_port(authority: str) -> tuple[str, int | None]:
     if port is not None and not 1 <= int(port) <= _PORT_MAX:
         raise ValueError(f"a port is a number from 1 to {_PORT_MAX}")
     return host, None if port is None else int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it: an address of 127.0.0.0/8, `::1`, or `localhost`, and no other name."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
