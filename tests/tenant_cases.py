@@ -79,6 +79,8 @@ TENANT_MISTAKES: list[tuple[str, str, dict[str, str], str, str, str]] = [
     ("tenant name empty", "tenants: {'': {}}", {}, "4:11", 'tenants[""]', "a tenant's name: printable, at most 256"),
     ("tenant name of control", 'tenants: {"a\\tb": {}}', {}, "4:11", 'tenants["a\tb"]', "printable"),
     ("tenant name endless", f"tenants: {{{'x' * 257}: {{}}}}", {}, "4:11", f"tenants.{'x' * 257}", "at most 256"),
+    ("limit beside limits", f"{_TENANT}tokens_per_day: 5", {}, "6:5", "tenants.acme.tokens_per_day",
+     "did you mean tenants.acme.limits.tokens_per_day"),
     ("tenant key unknown", f"{_TENANT}alow: {{}}", {}, "6:5", "tenants.acme.alow", "did you mean 'allow'"),
     ("weightless", f"{_TENANT}weight: 0", {}, "6:13", "tenants.acme.weight", "from 1 to 1000"),
     ("model name endless", f"{_TENANT}models: {{{'x' * 257}: {{}}}}", {}, "6:14", f"tenants.acme.models.{'x' * 257}",

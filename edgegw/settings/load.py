@@ -19,7 +19,7 @@ from edgegw.settings.checks import Known, complaints
 from edgegw.settings.fields import ROOT
 from edgegw.settings.mistakes import Complaint, Mistake, SettingsError, did_you_mean, one_of
 from edgegw.settings.model import Settings
-from edgegw.settings.specs import Named, Section, Several, Shorthand, Spec
+from edgegw.settings.specs import Field, Named, Section, Several, Shorthand, Spec
 from edgegw.settings.tree import Broken, Entry, MappingNode, Node, Place, Scalar, SequenceNode, join
 from edgegw.settings.values import Kind
 
@@ -104,7 +104,7 @@ class _Walk:
             below = join(path, entry.key)
             field = fields.get(entry.key)
             if field is None:
-                self._complain(entry.place, below, "unknown setting", _meant(entry.key, fields))
+                self._complain(entry.place, below, "unknown setting", _meant(entry.key, path, fields))
             elif not _is_null(entry.value):
                 value = self._value(field.spec, entry.value, below)
                 if value is not UNSET:
@@ -250,9 +250,11 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= _SHOWN_CHARACTERS_MAX else f"{text[:_SHOWN_CHARACTERS_MAX]}…")
 
 
-def _meant(key: str, known: Iterable[str]) -> str:
-    """What somebody may have meant by a key that does not exist here: one at another place, or a like one here."""
-    for field in ROOT.fields:
-        if isinstance(field.spec, Section) and any(key == each.key for each in field.spec.fields):
-            return f"did you mean {join(field.key, key)}?"
-    return did_you_mean(key, known) or f"there are: {one_of(known)}"
+def _meant(key: str, path: str, here: Mapping[str, Field]) -> str:
+    """What somebody may have meant by a key that does not exist at `path`: one a level below, one of another section,
+    or a like one here."""
+    for above, fields in ((path, here.values()), ("", ROOT.fields)):
+        for field in fields:
+            if isinstance(field.spec, Section) and any(key == each.key for each in field.spec.fields):
+                return f"did you mean {join(join(above, field.key), key)}?"
+    return did_you_mean(key, here) or f"there are: {one_of(here)}"
