@@ -64,8 +64,7 @@ class Worker:
         self.channel.handle(Drain, lambda _: told_to_go.set())
         self.watch.start()
         self.channel.start()
-        await self.channel.wait_open(CHANNEL_WAIT_S)
-        if self.keys is not None:
+        if await self.channel.wait_open(CHANNEL_WAIT_S) and self.keys is not None:
             await self.keys.wait_complete(KEYS_WAIT_S)
         await self.server.listen(listening)
         vitals = loop.create_task(self._tell_vitals())

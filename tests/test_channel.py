@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgegw import channel
-from edgegw.channel import ChannelClient, ChannelError, Drain, Frames, Hello, KeyIs, KeysComplete, Message, Ready, Shares
+from edgegw.channel import ChannelClient, ChannelError, Drain, Frames, Hello, Message, Ready, Shares
 from edgegw.channel_server import ChannelServer
 from edgegw.clock import ManualClock
 from edgegw.limits.authority import MemoryAuthority
@@ -32,21 +32,6 @@ MESSAGES = st.one_of(
     st.builds(Ready, st.integers(0, 2**62), st.integers(1, 64)),
     st.builds(Shares, st.integers(1, 64)),
     st.just(Drain()),
-    st.builds(KeysComplete, st.integers(0, 2**62)),
-    st.builds(
-        KeyIs,
-        st.builds(
-            Key,
-            TENANTS,
-            st.binary(min_size=32, max_size=32),
-            TENANTS,
-            created_ns=st.integers(0, 2**63 - 1),
-            expires_ns=st.none() | st.integers(0, 2**63 - 1),
-            revoked_ns=st.none() | st.integers(0, 2**63 - 1),
-            acts_for=st.lists(TENANTS, max_size=3).map(tuple),
-            limits=st.builds(OwnLimits, tokens_per_day=st.none() | st.integers(1, 10**12)),
-        ),
-    ),
 )
 
 

@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from edgegw import channel
-from edgegw.channel import ChannelClient, Frames, KeyIs, Message
+from edgegw.channel import ChannelClient, Frames, KeyIs, KeysComplete, Message
 from edgegw.channel_server import ChannelServer
 from edgegw.clock import ManualClock
 from edgegw.keys.feed import PORTION_KEYS, KeyFeed
@@ -196,6 +198,29 @@ async def test_keys_of_the_longest_kind_get_through_as_well(house: House) -> Non
     assert await worker.keys.wait_complete(5)
     assert len(worker.table) == 200
     assert house.server.slow_readers == 0
+
+
+NAMES = st.text(max_size=256).filter(str.isprintable)
+TIMES = st.none() | st.integers(0, 2**63 - 1)
+MESSAGES = st.builds(KeysComplete, st.integers(0, 2**62)) | st.builds(
+    KeyIs,
+    st.builds(
+        Key,
+        NAMES,
+        st.binary(min_size=32, max_size=32),
+        NAMES,
+        created_ns=st.integers(0, 2**63 - 1),
+        expires_ns=TIMES,
+        revoked_ns=TIMES,
+        acts_for=st.lists(NAMES, max_size=3).map(tuple),
+        limits=st.builds(OwnLimits, tokens_per_day=st.none() | st.integers(1, 10**12)),
+    ),
+)
+
+
+@given(st.lists(MESSAGES, max_size=20))
+def test_what_is_said_of_keys_is_what_is_heard(messages: list[Message]) -> None:
+    assert Frames().feed(Frames().encode(messages)) == messages
 
 
 def test_frames_of_long_keys_keep_their_bound() -> None:
