@@ -10,12 +10,14 @@ import gc
 import logging
 import os
 import random
+import secrets
 import socket
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -47,18 +49,22 @@ from edgegw.ledger.sqlite import SqliteStore
 from edgegw.leg import LegWaits
 from edgegw.limits import tally
 from edgegw.limits.accounts import METERS_MAX, Accounts
-from edgegw.limits.authority import MemoryAuthority
+from edgegw.limits.authority import Authority, MemoryAuthority
 from edgegw.limits.limiter import Limiter
 from edgegw.limits.memory_file import MemoryFile
 from edgegw.limits.rules import Rules
 from edgegw.providers import registry
 from edgegw.retry import RetryBudget
 from edgegw.routing import Router
-from edgegw.settings import ProviderSettings, ServerSettings, Settings
+from edgegw.settings import ProviderSettings, Secret, ServerSettings, Settings, parse_redis
 from edgegw.telemetry import names
-from edgegw.telemetry.metrics import Metrics
+from edgegw.telemetry.metrics import Figure, Metrics
+from edgegw.telemetry.names import Family
 from edgegw.tokens import TokenEstimator
 from edgegw.worker import Worker
+
+if TYPE_CHECKING:
+    from edgegw.limits.redis.authority import RedisAuthority
 
 # A worker makes hardly any cycles: looking for them often costs more than it finds.
 GC_THRESHOLDS = (50_000, 20, 100)
@@ -252,18 +258,48 @@ def _run_control(settings: Settings, admin: socket.socket, channel: socket.socke
     return uvloop.run(main())
 
 
+def build_redis_authority(url: Secret, rules: Rules, clock: SystemClock) -> RedisAuthority:
+    """What it is made of is imported here: a gateway without Redis does not load a Redis client."""
+    from edgegw.limits.redis import script
+    from edgegw.limits.redis.authority import RedisAuthority
+
+    replica = secrets.token_hex(8)
+    return RedisAuthority(parse_redis(url.reveal()), script.shipped(), rules.limit, rules.without_redis, clock, replica)
+
+
+def redis_figures(authority: RedisAuthority) -> dict[Family, Callable[[], Figure]]:
+    tally = authority.tally
+    return {
+        names.REDIS_CALLS: lambda: tally.calls,
+        names.REDIS_OPERATIONS: lambda: tally.operations,
+        names.REDIS_CALL_SECONDS: lambda: tally.answered_s,
+        names.REDIS_FAILURES: lambda: {(kind,): count for kind, count in sorted(tally.failures.items())},
+        names.REDIS_AWAY: lambda: authority.away_s > 0,
+        names.REDIS_ABSENCES: lambda: tally.absences,
+        names.REDIS_REPLICAS: lambda: authority.replicas,
+    }
+
+
 def build_control(settings: Settings, channel: socket.socket, loop: asyncio.AbstractEventLoop) -> ControlProcess:
     clock = SystemClock()
     watch = Watch(loop, clock.now)
     state_dir = Path(settings.server.state_dir)
     rules = Rules(settings)
-    authority = MemoryAuthority(rules.limit, clock)
+    authority: Authority
+    memory, shared, figures = None, None, {}
+    if settings.storage.redis_url is None:
+        authority = in_memory = MemoryAuthority(rules.limit, clock)
+    else:
+        authority = shared = build_redis_authority(settings.storage.redis_url, rules, clock)
+        figures = redis_figures(shared)
     channel_server = ChannelServer(channel, authority, clock.wall_ns(), state_dir)
-    memory = MemoryFile(state_dir, authority, channel_server.unspent)
-    memory.load()
+    if shared is None:
+        memory = MemoryFile(state_dir, in_memory, channel_server.unspent)
+        memory.load()
     shipper: Shipper
     metrics = Metrics(
         {
+            **figures,
             names.LEDGER_LAG: lambda: shipper.lag_s,
             names.LEDGER_ROWS: lambda: shipper.tally.rows,
             names.LEDGER_ERRORS: lambda: shipper.tally.errors,
@@ -289,6 +325,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
         watch,
         channel_server,
         memory,
+        shared,
         shipper,
         store,
         server,

@@ -39,6 +39,7 @@ LAYERS: dict[int, str] = {
         providers.compatible providers.registry
         keys.__init__ keys.table keys.store
         limits.__init__ limits.words limits.meter limits.bucket limits.lease limits.standing
+        limits.redis.__init__ limits.redis.keys limits.redis.script limits.redis.absence limits.redis.tab
         limits.rules limits.holdings limits.turns
         ledger.__init__ ledger.record ledger.encoding ledger.store ledger.assembly
         telemetry.__init__ telemetry.names
@@ -50,6 +51,7 @@ LAYERS: dict[int, str] = {
         http.watch http.client_connection http.server http.dial http.upstream_connection http.upstream
         keys.making keys.sqlite keys.subscriber keys.feed
         limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
+        limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.authority
         ledger.segment ledger.journal ledger.reader ledger.schema ledger.sqlite ledger.listing ledger.shipper
         telemetry.metrics
         simulator.rules_file
@@ -99,6 +101,10 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "channel_server": ("channel", "limits.authority", "limits.tally"),  # the two ends speak the same messages
     "routing": ("pattern",),
     "limits.rules": ("pattern",),
+    "limits.redis.absence": ("limits.bucket", "limits.meter"),  # the same shapes and words, counted elsewhere
+    "limits.redis.keys": ("limits.meter",),
+    "limits.redis.script": ("limits.bucket", "limits.meter"),
+    "limits.redis.tab": ("limits.bucket", "limits.meter"),
     "limits.accounts": ("channel",),  # what a lease lacks is asked for over the channel
     "gateway": ("attempts", "phases"),
     "app": ("child", "supervisor", "worker"),
@@ -110,14 +116,15 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
 }
 
 # Own modules imported inside functions: the command line starts fast because a command loads only what it needs.
-LAZY = {"cli"}
+# What the control process is made of only when it is configured.
+LAZY = {"cli", "app"}
 
 # What layers 0 and 1 must not have: clock, dice and bytes are arguments.
 IMPURE = {
     *("asyncio", "concurrent", "multiprocessing", "sched", "select", "selectors", "signal", "subprocess", "threading"),
     *("http", "mmap", "socket", "socketserver", "sqlite3", "ssl", "fcntl", "logging"),
     *("random", "secrets", "time", "uuid"),
-    *("aiohttp", "asyncpg", "opentelemetry", "redis", "uvloop"),
+    *("aiohttp", "asyncpg", "opentelemetry", "redis", "hiredis", "uvloop"),
 }
 # What reads files there, and no more than files: settings come from one.
 FILES = {"os", "io", "pathlib", "shutil", "stat", "tempfile", "importlib", "pkgutil"}
@@ -126,12 +133,14 @@ MAY_READ_FILES = {
     "settings.interpolation",
     "settings.load",
     "providers.models",  # its table comes with the package
+    "limits.redis.script",  # and so does the script
 }
 
 # Outside libraries and where they may be. Another module is another place that has to know a library's exceptions.
 EVERYWHERE = {"msgspec"}
 LIBRARIES: dict[str, set[str]] = {
     "click": {"cli"},
+    "hiredis": {"limits.redis.connection"},
     "httptools": {"http.connection", "http.response", "simulator.server"},
     "orjson": {"gateway", "control.admin"},
     "uvloop": {"app", "simulator.run"},
@@ -141,7 +150,7 @@ LIBRARIES: dict[str, set[str]] = {
 # The data plane: nothing that a worker is made of may reach these, not even over others. Neither a database nor a
 # collector is ever waited for by a request, and a sidecar stays small.
 DATA_PLANE_ROOT = "worker"
-NOT_IN_THE_DATA_PLANE = {"sqlite3", "redis", "asyncpg", "aiohttp", "opentelemetry", "yaml", "click"}
+NOT_IN_THE_DATA_PLANE = {"sqlite3", "redis", "hiredis", "asyncpg", "aiohttp", "opentelemetry", "yaml", "click"}
 NOT_IN_THE_DATA_PLANE_OWN = (
     "control.",
     "telemetry.",
@@ -152,6 +161,7 @@ NOT_IN_THE_DATA_PLANE_OWN = (
     "keys.feed",
     "keys.making",
     "channel_server",
+    "limits.redis.",
 )
 
 

@@ -11,7 +11,7 @@ import logging
 import signal
 import socket
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from edgegw.channel_server import ChannelServer
 from edgegw.control.admin import Readiness
@@ -28,6 +28,20 @@ SHIP_TIMEOUT_S = 10.0
 logger = logging.getLogger("edgegw.control")
 
 
+class SharedLimits(Protocol):
+    """An authority that many gateways share."""
+
+    async def start(self) -> None:
+        """Returns soon, whether what is shared is there or not."""
+        ...
+
+    async def close(self) -> None: ...
+
+    def status(self) -> dict[str, Any]:
+        """For /readyz; at least `authority` and `state`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ControlProcess:
     """What the control process is made of."""
@@ -35,6 +49,7 @@ class ControlProcess:
     watch: Watch
     channel: ChannelServer
     memory: MemoryFile | None
+    shared: SharedLimits | None
     shipper: Shipper
     store: Store
     admin: Server
@@ -48,6 +63,8 @@ class ControlProcess:
         loop.add_signal_handler(signal.SIGTERM, told_to_go.set)
         loop.add_reader(lifeline_fd, told_to_go.set)
         self.watch.start()
+        if self.shared is not None:
+            await self.shared.start()
         await self.channel.start()
         await self.admin.listen(admin)
         shipping = loop.create_task(self.shipper.run())
@@ -72,6 +89,8 @@ class ControlProcess:
         if self.memory is not None:
             self.memory.save()
         await self.channel.close()
+        if self.shared is not None:
+            await self.shared.close()
         self.admin.drain()
         self.admin.abort()
         await self.store.close()
@@ -84,6 +103,7 @@ class ControlProcess:
         tally = self.shipper.tally
         details: dict[str, Any] = {
             "workers": {"wanted": self.workers_wanted, "connected": len(workers)},
+            "limits": {"authority": "memory", "state": "exact"} if self.shared is None else self.shared.status(),
             "ledger": {
                 "state": "failing" if tally.failing else "ok",
                 "lag_seconds": round(self.shipper.lag_s, 3),
