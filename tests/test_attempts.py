@@ -85,7 +85,7 @@ class Pool:
 
     def _play(self, leg: Leg, status: int) -> None:
         sink = cast(Any, leg)
-        sink.on_head(status, [(b"content-type", b"application/json"), (b"x-request-id", b"r1")])
+        sink.on_head(status, {b"content-type": b"application/json", b"x-request-id": b"r1"})
         sink.on_body(GOOD if status == 200 else b'{"error":{"message":"no","type":"server_error","code":null}}')
         sink.on_end()
 
