@@ -192,6 +192,7 @@ class Attempts:
             )
             if decision.action is retry.Action.GIVE_UP:
                 raise final_error(fault)
+            self._books.attempt(exchange, current.attempt)  # the last one is written with the end
             if decision.action is retry.Action.RETRY_SAME:
                 leave = await self._back_off(decision.delay_s, upstream.budget, exchange, breaker)
                 if leave:
@@ -276,7 +277,7 @@ class Attempts:
         return attempt
 
     def _end(self, current: Try, exchange: Exchange, ask: Ask, breaker: Breaker, leave: Pass, reply: Reply) -> None:
-        """Stamps the attempt, tells the breaker, writes the record. Never raises, awaits nothing."""
+        """Stamps the attempt and tells the breaker. Never raises, awaits nothing."""
         attempt, leg, fault = current.attempt, current.leg, current.fault
         now_s = self._now()
         started_s = attempt.started_s
@@ -299,7 +300,6 @@ class Attempts:
             breaker.released(leave)
         else:
             breaker.succeeded(now_s, leave)
-        self._books.attempt(exchange, attempt)
 
     def _count(self, current: Try, attempt: Attempt, leg: Leg, exchange: Exchange, ask: Ask) -> None:
         """What the attempt used: the provider's own count, else ours of what was seen of its answer, marked so."""

@@ -125,6 +125,7 @@ class Attempt:
     upstream_model: str | None = None  # as the provider named it in its reply
     finish_reason: str | None = None
     reused: bool = False  # on a pooled connection
+    written: bool = False  # as a record of its own, before the end of its exchange
 
 
 @dataclass(slots=True)

@@ -24,7 +24,6 @@ from edgegw.http.watch import NEVER, Watch
 ERROR_BODY_BYTES_MAX = 64 * 1024
 PLAIN_BODY_BYTES_MAX = 64 * 1024 * 1024
 REQUEST_ID_BYTES_MAX = 128
-_REQUEST_ID_FIELDS = (b"x-request-id", b"request-id")
 
 
 class Stage(IntEnum):
@@ -124,7 +123,7 @@ class Leg(Wakeup):
         self.status = 0
         self.reused = False
         self.upstream_request_id: bytes | None = None
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers: dict[bytes, bytes] = {}
         self.body = b""  # of an error, or of a whole plain reply
         self.fault: UpstreamFault | None = None
         self.gone = False
@@ -168,18 +167,19 @@ class Leg(Wakeup):
 
     # -- the upstream's side (Sink) --
 
-    def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def on_head(self, status: int, headers: dict[bytes, bytes]) -> None:
         self.status = status
         self.headers = headers
         if self.connection is not None:
             self.reused = self.connection.reused
         now_s = self.first_byte_s = self._clock()
         self.stamp_s = now_s
-        for name, value in headers:
-            if name in _REQUEST_ID_FIELDS:
-                self.upstream_request_id = value[:REQUEST_ID_BYTES_MAX]
-            elif name == b"content-encoding" and value.lower() != b"identity":
-                self._set_coding(value.lower())
+        request_id = headers.get(b"x-request-id") or headers.get(b"request-id")  # Anthropic's
+        if request_id is not None:
+            self.upstream_request_id = request_id[:REQUEST_ID_BYTES_MAX]
+        coding = headers.get(b"content-encoding")
+        if coding is not None and coding.lower() != b"identity":
+            self._set_coding(coding.lower())
         self._stage = BODY if 200 <= status < 300 and status != 204 and self.fault is None else ERROR
         self.expires_s = min(now_s + self._waits.idle_s, self._deadline_s)
 

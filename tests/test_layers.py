@@ -30,7 +30,8 @@ LAYERS: dict[int, str] = {
     """,
     1: """
         access pattern routing retry breaker tokens endpoints reply_fields
-        http.__init__ http.request http.chunked http.connection http.response http.outbox http.reply http.sse
+        http.__init__ http.request http.chunked http.known_head http.connection http.response http.outbox http.reply
+        http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
         dialects.openai_chat_request dialects.openai_chat_messages dialects.openai_chat_reply
         dialects.openai_chat_stream dialects.openai_chat_writer dialects.anthropic_schema dialects.anthropic_turns

@@ -27,7 +27,7 @@ class Sink(Protocol):
     (`on_fault` may come first and alone). After `Connection.abort()` it is told nothing more. It must not raise."""
 
     def on_head(self, status: int, headers: Headers) -> None:
-        """The head of the reply, status 200..599; names in lower case. The list is the sink's to keep."""
+        """The head of the reply, status 200..599; names in lower case. They are the sink's to keep."""
 
     def on_body(self, data: bytes) -> None:
         """What one read brought of the body, without chunk framing; never empty."""

@@ -29,7 +29,7 @@ from zlib import crc32
 
 from edgegw.exchange import Attempt, Exchange
 from edgegw.ledger import segment
-from edgegw.ledger.encoding import encode_attempt, encode_begin, encode_end, encode_try, encode_vitals
+from edgegw.ledger.encoding import encode_attempt, encode_begin, encode_end, encode_try, encode_vitals, only_attempt
 from edgegw.ledger.segment import (
     FRAME_BYTES,
     HEADER_BYTES,
@@ -188,19 +188,26 @@ class Journal:
             self.lost += 1
 
     def attempt(self, exchange: Exchange, attempt: Attempt) -> None:
-        """When an attempt is over, however it ended."""
+        """When an attempt is over, however it ended, and its exchange goes on."""
+        attempt.written = True
         try:
             self._append(encode_attempt(exchange, attempt, self._seq + 1))
         except JournalFull:
             self.lost += 1
 
     def end(self, exchange: Exchange) -> None:
-        """Once per exchange, before the last bytes of its reply are handed to the transport."""
+        """Once per exchange, before the last bytes of its reply are handed to the transport. Attempts that were not
+        written yet are written with it."""
         if self.full and not exchange.begun:
             self.dropped += 1
             return
+        only = only_attempt(exchange)
+        if only is None:
+            for attempt in exchange.attempts:
+                if not attempt.written:
+                    self.attempt(exchange, attempt)
         try:
-            self._append(encode_end(exchange, self._seq + 1))
+            self._append(encode_end(exchange, self._seq + 1, only))
         except JournalFull:
             self.lost += 1
 

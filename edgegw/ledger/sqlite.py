@@ -26,8 +26,9 @@ from edgegw.ledger.store import Batch, Checkpoint, OpenExchange, Position, Store
 
 # How long SQLite itself waits for another process's lock before the shipper backs off.
 BUSY_TIMEOUT_S = 1.0
-# The first fields of a record (version, seq) are no columns.
-_NO_COLUMNS = 2
+# The first fields of a record (version, seq) are no columns; the last of an End is the row of another table.
+_REQUEST_COLUMNS = slice(2, -1)
+_ATTEMPT_COLUMNS = slice(2, None)
 
 _T = TypeVar("_T")
 _OpenState = tuple[Begin, Begin | Try | None, AttemptRecord | None]
@@ -48,11 +49,14 @@ class SqliteStore:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger-sqlite")
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
+        # For what it does not know, None and bool among it, sqlite3 searches its protocols at 0.3 us a value.
+        sqlite3.register_adapter(bool, int)
+        sqlite3.register_adapter(type(None), _as_it_is)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(_OpenState).decode
-        self._insert_request = _insert("requests", End.__struct_fields__[_NO_COLUMNS:], "id")
+        self._insert_request = _insert("requests", End.__struct_fields__[_REQUEST_COLUMNS], "id")
         self._insert_attempt = _insert(
-            "provider_attempts", AttemptRecord.__struct_fields__[_NO_COLUMNS:], "request_id, number"
+            "provider_attempts", AttemptRecord.__struct_fields__[_ATTEMPT_COLUMNS], "request_id, number"
         )
 
     async def write(self, batch: Batch, checkpoint: Checkpoint) -> None:
@@ -85,8 +89,8 @@ class SqliteStore:
 
     def _write(self, batch: Batch, checkpoint: Checkpoint) -> None:
         row = msgspec.structs.astuple
-        requests = [row(record)[_NO_COLUMNS:] for record in batch.requests]
-        attempts = [row(record)[_NO_COLUMNS:] for record in batch.attempts]
+        requests = [row(record)[_REQUEST_COLUMNS] for record in batch.requests]
+        attempts = [row(record)[_ATTEMPT_COLUMNS] for record in batch.attempts]
         connection = self._connected()
         connection.execute("BEGIN IMMEDIATE")
         if requests:
@@ -146,3 +150,7 @@ class SqliteStore:
 def _insert(table: str, columns: tuple[str, ...], key: str) -> str:
     marks = ", ".join("?" * len(columns))
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks}) ON CONFLICT ({key}) DO NOTHING"
+
+
+def _as_it_is(none: None) -> None:
+    return none
