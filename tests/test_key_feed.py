@@ -76,7 +76,7 @@ class Limits:
         self.of: dict[str, OwnLimits | None] = {}
         self.changes = 0
 
-    def set_key(self, key_id: str, limits: OwnLimits | None) -> None:
+    def set_key(self, key_id: str, tenant: str, limits: OwnLimits | None) -> None:
         self.of[key_id] = limits
 
     def changed(self) -> None:

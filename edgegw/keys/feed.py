@@ -84,7 +84,7 @@ class KeyFeed:
         known = self._keys.get(key.id)
         if known is not None and known[1] == key:
             return
-        self._limits.set_key(key.id, key.limits_now)
+        self._limits.set_key(key.id, key.tenant, key.limits_now)
         self._keys.pop(key.id, None)
         self._number += 1
         self._keys[key.id] = (self._number, key)

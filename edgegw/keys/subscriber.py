@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 
 from edgegw.channel import Channel, KeyIs, KeysComplete
-from edgegw.keys.table import KeyLimits, KeyTable
+from edgegw.keys.table import Key, KeyLimits, KeyTable
 from edgegw.settings import OwnLimits
 
 
@@ -44,20 +44,20 @@ class KeySubscriber:
     def _put(self, message: KeyIs) -> None:
         key = message.key
         old = self._table.put(key)
-        self._limit(key.id, None if old is None else old.limits_now, key.limits_now)
+        self._limit(key, None if old is None else old.limits_now, key.limits_now)
         if self._heard is not None:
             self._heard.add(key.id)
 
     def _complete(self, message: KeysComplete) -> None:
         if self._heard is not None:
             for key in self._table.retain(self._heard):
-                self._limit(key.id, key.limits_now, None)
+                self._limit(key, key.limits_now, None)
             self._heard = None
         self._first.set()
 
-    def _limit(self, key_id: str, before: OwnLimits | None, now: OwnLimits | None) -> None:
+    def _limit(self, key: Key, before: OwnLimits | None, now: OwnLimits | None) -> None:
         if before != now:
-            self._limits.set_key(key_id, now)
+            self._limits.set_key(key.id, key.tenant, now)
             self._limits_changed()
 
     def _begin_anew(self) -> None:

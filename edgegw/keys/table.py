@@ -57,7 +57,7 @@ class Key(Struct, frozen=True):
 class KeyLimits(Protocol):
     """Who has to know what a key may use (limits/rules.py)."""
 
-    def set_key(self, key_id: str, limits: OwnLimits | None) -> None: ...
+    def set_key(self, key_id: str, tenant: str, limits: OwnLimits | None) -> None: ...
 
 
 def digest_of(credential: bytes) -> bytes:
