@@ -281,6 +281,23 @@ def test_a_key_is_in_force_and_revoked_within_a_second(house: House) -> None:
     house.in_force(FIXED, 200)
 
 
+def test_a_connection_that_is_kept_is_asked_for_its_key_with_every_request(house: House) -> None:
+    key = house.create("acme")
+    body = json.dumps({"model": "smart", "messages": [{"role": "user", "content": "Hi"}]})
+    connection = http.client.HTTPConnection(urlsplit(house.gateway.url).netloc, timeout=WAIT_S)
+
+    def status() -> int:
+        connection.request("POST", "/v1/chat/completions", body, {"authorization": f"Bearer {key}"})
+        with connection.getresponse() as reply:
+            reply.read()
+            return reply.status
+
+    with contextlib.closing(connection):
+        assert [status() for _ in range(3)] == [200, 200, 200]
+        house.keys("revoke", key[:12])
+        eventually("its end", status, lambda status: status == 401, WITHIN_S + 1)
+
+
 def test_a_successor_and_the_grace_of_the_old_one(house: House) -> None:
     old = house.create("acme", "--name", "web")
     new = house.keys("rotate", house.id_of(old), "--grace", "3s")

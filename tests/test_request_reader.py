@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgegw.endpoints import gate
+from edgegw.errors import GatewayError
 from edgegw.http.connection import RequestReader
 from edgegw.http.request import Request, RequestLimits
 
@@ -243,6 +244,24 @@ def test_the_same_head_with_another_length() -> None:
 
 def test_a_known_head_with_too_large_a_body_is_refused() -> None:
     assert outcome(read(POST, HEAD.replace(b"13", b"14"), body_bytes_max=13)) == [CHAT, (*CHAT[:1], b"", 413)]
+
+
+def test_a_known_head_is_judged_by_the_gate_each_time() -> None:
+    """A key that the gate found, and may not find any more."""
+    keys = iter(["first", "second"])
+
+    def doorkeeper(request: Request) -> None:
+        request.key = next(keys, None)
+        if request.key is None:
+            raise GatewayError("unauthorized", "No key.")
+
+    subject = RequestReader(RequestLimits(), doorkeeper)
+    for _ in range(4):
+        subject.feed(POST)
+    assert [request.key for request in subject.ready] == ["first", "second", None]
+    assert subject.ready[-1].error is not None
+    assert subject.ready[-1].error.status == 401
+    assert subject.dead
 
 
 @settings(max_examples=300)

@@ -163,6 +163,7 @@ class RequestReader:
             found = known.read(data, self._limits.body_bytes_max)
             if found is not None:
                 self._request, self._left, rest = found
+                self._gate(self._request)  # who was let in a moment ago may not be any more
                 self._part = _LENGTH
                 return rest
         head = self._head + data if self._head else data
