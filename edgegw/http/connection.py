@@ -162,7 +162,12 @@ class RequestReader:
         if known is not None and not self._head:
             found = known.read(data, self._limits.body_bytes_max)
             if found is not None:
-                self._request, self._left, rest = found
+                request, length, rest = found
+                if len(rest) == length:  # nearly always: the whole of it, in one read
+                    request.body = rest
+                    self.ready.append(request)
+                    return b""
+                self._request, self._left = request, length
                 self._part = _LENGTH
                 return rest
         head = self._head + data if self._head else data

@@ -168,7 +168,18 @@ class Pool:
     # What connections tell.
 
     def keep(self, connection: Connection) -> None:
-        self._pass_on(connection)
+        """A connection without a request: to whoever waited longest, else to the idle ones."""
+        while self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                connection.state = _READY
+                place.set_result(connection)
+                return
+        connection.state = _IDLE
+        connection.idle_since_s = self._clock.now()
+        self._idle[connection] = None
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().call_later(self._limits.keep_alive_s, self._sweep)
 
     def forget(self, connection: Connection, state: State) -> None:
         self._idle.pop(connection, None)
@@ -194,23 +205,9 @@ class Pool:
 
     def _return(self, connection: Connection | None) -> None:
         if connection is not None and connection.usable:
-            self._pass_on(connection)
+            self.keep(connection)
         else:
             self._vacate()
-
-    def _pass_on(self, connection: Connection) -> None:
-        """A connection without a request: to whoever waited longest, else to the idle ones."""
-        while self._waiting:
-            place = self._waiting.popleft()
-            if not place.done():
-                connection.state = _READY
-                place.set_result(connection)
-                return
-        connection.state = _IDLE
-        connection.idle_since_s = self._clock.now()
-        self._idle[connection] = None
-        if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(self._limits.keep_alive_s, self._sweep)
 
     def _vacate(self) -> None:
         """A place without a connection: to whoever waited longest, who then connects."""
