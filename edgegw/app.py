@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from edgegw import endpoints, supervisor
+from edgegw.access import Access, Doorkeeper
 from edgegw.attempts import Attempts, Upstream
 from edgegw.breaker import BreakerPolicy
 from edgegw.channel import ChannelClient
@@ -33,10 +34,14 @@ from edgegw.gateway import Gateway
 from edgegw.http.client_connection import Waits
 from edgegw.http.dial import Dialer, Proxies, Proxy, Resolver, tls_context
 from edgegw.http.outbox import Outbox
-from edgegw.http.request import RequestLimits
+from edgegw.http.request import Request, RequestLimits
 from edgegw.http.server import Server
 from edgegw.http.upstream import Pool, PoolLimits
 from edgegw.http.watch import Watch
+from edgegw.keys.feed import KeyFeed
+from edgegw.keys.sqlite import SqliteKeys
+from edgegw.keys.subscriber import KeySubscriber
+from edgegw.keys.table import KeyTable, settings_keys
 from edgegw.ledger.journal import JOURNAL_DIR, Journal, bytes_on_disk
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.shipper import Shipper
@@ -136,10 +141,18 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
     limiter = Limiter(accounts, rules, clock)
     estimator = TokenEstimator()
     outbox = Outbox(loop.call_soon)
+    closed = settings.auth == "keys"
+    gate: Callable[[Request], None] = endpoints.gate
+    keys: KeySubscriber | None = None
+    if closed:
+        table = KeyTable(settings_keys(settings.tenants))
+        keys = KeySubscriber(channel, table, rules, limiter.rules_changed)
+        gate = closed_gate(Doorkeeper(table, clock.wall_ns, keys.complete))
     upstreams = build_upstreams(settings, rules, clock, outbox)
     attempts = Attempts(upstreams, journal, watch, clock, rng.random, loop, BreakerPolicy(), estimator)
     gateway = Gateway(
         Router(settings.use_cases, settings.models, settings.default, settings.providers),
+        Access(settings.tenants, closed=closed),
         limiter,
         estimator,
         attempts,
@@ -149,7 +162,7 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         total_timeout_s=server_settings.total_timeout_s,
         in_flight_max=server_settings.in_flight_max,
     )
-    server = build_server(loop, watch, gateway.serve, endpoints.gate, server_settings, outbox)
+    server = build_server(loop, watch, gateway.serve, gate, server_settings, outbox)
     return Worker(
         clock,
         watch,
@@ -161,8 +174,19 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         channel,
         journal,
         tally_file,
+        keys,
         server_settings.drain_timeout_s,
     )
+
+
+def closed_gate(doorkeeper: Doorkeeper) -> Callable[[Request], None]:
+    """What judges a head where keys are asked for: first where it wants to go, then who comes."""
+
+    def gate(request: Request) -> None:
+        endpoints.gate(request)
+        doorkeeper.check(request)
+
+    return gate
 
 
 def build_server(
@@ -283,7 +307,8 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
             names.JOURNAL_BYTES: lambda: bytes_on_disk(state_dir / JOURNAL_DIR),
         }
     )
-    store = SqliteStore(Path(settings.sqlite_path), migrations("sqlite"), clock)
+    known = migrations("sqlite")
+    store = SqliteStore(Path(settings.sqlite_path), known, clock)
     shipper = Shipper(state_dir, store, clock, [metrics.observe])
     control: ControlProcess
 
@@ -292,6 +317,10 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
 
     handler = Admin(lambda: control.readiness(), render)
     server = build_server(loop, watch, handler.serve, admin_gate, settings.server, Outbox())
+    keys: KeyFeed | None = None
+    if settings.auth == "keys":
+        key_store = SqliteKeys(Path(settings.sqlite_path), known, clock.wall_ns)
+        keys = KeyFeed(key_store, channel_server, rules, clock)
     control = ControlProcess(
         watch,
         channel_server,
@@ -300,6 +329,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
         shipper,
         store,
         server,
+        keys,
         settings.server.workers,
     )
     return control

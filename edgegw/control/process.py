@@ -6,6 +6,7 @@ It may die and come back at any time: workers go on without it, and what they wr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
@@ -16,6 +17,7 @@ from edgegw.channel_server import ChannelServer
 from edgegw.control.admin import Readiness
 from edgegw.http.server import Server
 from edgegw.http.watch import Watch
+from edgegw.keys.feed import KeyFeed
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.store import Store
 from edgegw.limits.memory_file import MemoryFile
@@ -51,6 +53,7 @@ class ControlProcess:
     shipper: Shipper
     store: Store
     admin: Server
+    keys: KeyFeed | None  # None: nobody needs a key
     workers_wanted: int
 
     async def run(self, admin: socket.socket, lifeline_fd: int, ready: Any) -> int:
@@ -67,6 +70,9 @@ class ControlProcess:
         shipping = loop.create_task(self.shipper.run())
         shipping.add_done_callback(lambda _: told_to_go.set())
         remembering = None if self.memory is None else loop.create_task(self.memory.run())
+        feeding = loop.create_task(self.keys.run()) if self.keys is not None else None
+        if feeding is not None:
+            feeding.add_done_callback(lambda _: told_to_go.set())
         ready()
         await told_to_go.wait()
         if remembering is not None:
@@ -78,6 +84,8 @@ class ControlProcess:
             code = 1
         else:
             await self.shipper.stop(SHIP_TIMEOUT_S)
+        if feeding is not None:
+            code = await _end(feeding) or code
         if self.memory is not None:
             self.memory.save()
         await self.channel.close()
@@ -102,4 +110,17 @@ class ControlProcess:
                 "rows": tally.rows,
             },
         }
+        if self.keys is not None:
+            details["keys"] = self.keys.details()
         return Readiness(bool(workers), details)
+
+
+async def _end(feeding: asyncio.Task[None]) -> int:
+    """Ends the feed of keys; 1 when it had ended by itself, which is a defect: the next control process tries anew."""
+    if feeding.done():
+        logger.error("keys cannot be told: %r", feeding.exception())
+        return 1
+    feeding.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await feeding
+    return 0

@@ -15,7 +15,7 @@ from math import inf
 
 from edgegw.limits.lease import REFUSAL_HOLDS_S, Lease
 from edgegw.limits.meter import Shape, read_meter
-from edgegw.limits.standing import Refusal, Standing
+from edgegw.limits.standing import Refusal
 from edgegw.limits.words import Mode, Offer, Want
 
 _CLOSED = Mode.CLOSED
@@ -97,19 +97,17 @@ class Account(Lease):
 class Allowance:
     """What a request counts against: at least the tokens per minute of its tenant, which come first."""
 
-    __slots__ = ("_minute", "accounts", "single", "windowed")
+    __slots__ = ("_told", "accounts", "single", "windowed")
 
     def __init__(self, accounts: tuple[Account, ...]) -> None:
         self.accounts = accounts
         self.single = accounts[0] if len(accounts) == 1 else None  # nearly always
         self.windowed = any(account.shape is _WINDOW for account in accounts)
-        # What x-ratelimit-* tells of, by unit; the fields have no name for days, months and slots.
-        self._minute = {
-            in_tokens: tuple(
-                account for account in accounts if account.shape is Shape.REFILLS and account.in_tokens is in_tokens
-            )
-            for in_tokens in (True, False)
-        }
+        # What x-ratelimit-* tells of: the fields have no name for days, months and slots.
+        minute = [account for account in accounts if account.shape is Shape.REFILLS]
+        tokens = [account for account in minute if account.in_tokens]
+        requests = [account for account in minute if not account.in_tokens]
+        self._told = [told for told in (tokens, requests) if told]
 
     def windows(self) -> int:
         """Changes when one of the days or months is over."""
@@ -118,15 +116,21 @@ class Allowance:
     def lines(self, now_s: float) -> bytes:
         """How things stand, as header lines for any reply."""
         single = self.single
-        if single is not None and not single.mode and single.local is None:
-            return single.lines(now_s)
-        tokens, requests = self._tightest(True, now_s), self._tightest(False, now_s)
-        lines = b"" if tokens is None else tokens.lines("tokens")
-        if requests is not None:
-            lines += requests.lines("requests")
-        mode = max(Mode.LOCAL if account.local is not None else Mode(account.mode) for account in self.accounts)
-        return lines + b"x-edgegw-limits: %b\r\n" % mode.name.lower().encode() if mode else lines
+        if single is not None:
+            lines, mode = single.lines(now_s), _mode(single)
+        else:
+            lines = b"".join([_tightest(told, now_s).lines(now_s) for told in self._told])
+            mode = max(map(_mode, self.accounts))
+        return lines + b"x-edgegw-limits: %b\r\n" % Mode(mode).name.lower().encode() if mode else lines
 
-    def _tightest(self, in_tokens: bool, now_s: float) -> Standing | None:
-        standings = [account.standing(now_s) for account in self._minute[in_tokens]]
-        return min(standings, key=lambda standing: standing.remaining) if standings else None
+
+def _tightest(accounts: list[Account], now_s: float) -> Account:
+    """The one of which least is left."""
+    if len(accounts) == 1:
+        return accounts[0]
+    return min(accounts, key=lambda account: account.standing(now_s).remaining)
+
+
+def _mode(account: Account) -> int:
+    """How it is counted at the moment, as a Mode: by the worker alone, or as the authority said."""
+    return account.mode if account.local is None else max(account.mode, Mode.LOCAL)

@@ -40,6 +40,7 @@ class Lease:
         "charged",
         "checked_s",
         "ends_s",
+        "form",
         "heard_s",
         "level",
         "limit",
@@ -65,6 +66,7 @@ class Lease:
         self.meter = meter
         self.measure = read_meter(meter).measure
         self.shape = self.measure.shape
+        self.form = LINES[self.measure.unit]
         self.limit = limit
         self.tally: MutableSequence[int] = [0] if tally is None else tally
         self.place = place
@@ -241,18 +243,18 @@ class Lease:
         return max(0.0, self.ends_s - now_s) if self.ends_s < inf else 0.0
 
     def lines(self, now_s: float) -> bytes:
-        """The standing of tokens per minute as header lines: on the way of every reply, so without a Standing for the
-        usual lease."""
+        """The standing of something per minute as header lines: on the way of every reply, so without a Standing for
+        the usual lease."""
         limit, heard_s = self.limit, self.heard_s
         if self.local is not None or heard_s is None or not limit:
-            return self.standing(now_s).lines("tokens")
+            return self.standing(now_s).lines(self.measure.unit)
         left = self.remaining + int((now_s - heard_s) * limit / 60.0)
         remaining = (left if left < limit else limit) + self.level
         if remaining < 0:
             remaining = 0
         elif remaining >= limit:
-            return LINES % (limit, limit, b"0s")
-        return LINES % (limit, remaining, duration((limit - remaining) * 60.0 / limit))
+            return self.form % (limit, limit, b"0s")
+        return self.form % (limit, remaining, duration((limit - remaining) * 60.0 / limit))
 
     def wait_s(self, tokens: int, now_s: float) -> float:
         """How long until `tokens` should be there: an estimate, as others take and give back too."""
