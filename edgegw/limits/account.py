@@ -15,10 +15,10 @@ from math import inf
 
 from edgegw.limits.lease import REFUSAL_HOLDS_S, Lease
 from edgegw.limits.meter import Shape, read_meter
-from edgegw.limits.standing import Refusal, Standing
+from edgegw.limits.standing import Refusal
 from edgegw.limits.words import Mode, Offer, Want
 
-_CLOSED = Mode.CLOSED
+_CLOSED, _LOCAL = Mode.CLOSED, Mode.LOCAL
 _WINDOW = Shape.WINDOW
 
 
@@ -40,7 +40,7 @@ class Account(Lease):
         super().__init__(meter, limit, now_s, tally, place)
         self.in_tokens = self.measure.unit == "tokens"  # else each request counts 1
         self.active = False  # in the limiter's rotation of checks
-        self.evicted = False  # forgotten by the limiter; what is still settled goes to the authority
+        self.evicted = False  # forgotten by the accounts; what is still settled goes to the authority
         self.asked_s: float | None = None  # since when a Want is unanswered; there is one at most
         self.alarm: asyncio.TimerHandle | None = None  # for the first waiter's 50 ms
         self.waiters: deque[Waiter] = deque()
@@ -62,7 +62,9 @@ class Account(Lease):
         answered = offer.granted == 0 and offer.retry_after_s > 0  # the offer was a no to the first
         while waiters:
             waiter = waiters[0]
-            if not waiter.outcome.done():  # else its client left
+            if waiter.outcome.done():
+                answered = False  # its client left, and the no was for it
+            else:
                 if self.take(waiter.amount):
                     waiter.outcome.set_result(None)
                 elif offer.mode == _CLOSED:
@@ -97,36 +99,27 @@ class Account(Lease):
 class Allowance:
     """What a request counts against: at least the tokens per minute of its tenant, which come first."""
 
-    __slots__ = ("_minute", "accounts", "single", "windowed")
+    __slots__ = ("_told", "accounts", "single", "windowed")
 
     def __init__(self, accounts: tuple[Account, ...]) -> None:
         self.accounts = accounts
         self.single = accounts[0] if len(accounts) == 1 else None  # nearly always
-        self.windowed = any(account.shape is _WINDOW for account in accounts)
-        # What x-ratelimit-* tells of, by unit; the fields have no name for days, months and slots.
-        self._minute = {
-            in_tokens: tuple(
-                account for account in accounts if account.shape is Shape.REFILLS and account.in_tokens is in_tokens
-            )
-            for in_tokens in (True, False)
-        }
-
-    def windows(self) -> int:
-        """Changes when one of the days or months is over."""
-        return sum(account.window for account in self.accounts)
+        self.windowed = tuple(account for account in accounts if account.shape is _WINDOW)
+        # What x-ratelimit-* tells of, tokens before requests; the fields have no name for days, months and slots.
+        minute = [account for account in accounts if account.shape is Shape.REFILLS]
+        groups = ([account for account in minute if account.in_tokens is in_tokens] for in_tokens in (True, False))
+        self._told = [group for group in groups if group]
 
     def lines(self, now_s: float) -> bytes:
-        """How things stand, as header lines for any reply."""
+        """How things stand, as header lines for any reply: of several limits per minute the one with least left."""
         single = self.single
         if single is not None and not single.mode and single.local is None:
             return single.lines(now_s)
-        tokens, requests = self._tightest(True, now_s), self._tightest(False, now_s)
-        lines = b"" if tokens is None else tokens.lines("tokens")
-        if requests is not None:
-            lines += requests.lines("requests")
-        mode = max(Mode.LOCAL if account.local is not None else Mode(account.mode) for account in self.accounts)
-        return lines + b"x-edgegw-limits: %b\r\n" % mode.name.lower().encode() if mode else lines
-
-    def _tightest(self, in_tokens: bool, now_s: float) -> Standing | None:
-        standings = [account.standing(now_s) for account in self._minute[in_tokens]]
-        return min(standings, key=lambda standing: standing.remaining) if standings else None
+        lines = b""
+        for group in self._told:
+            tightest = group[0] if len(group) == 1 else min(group, key=lambda a: a.standing(now_s).remaining)
+            lines += tightest.lines(now_s)
+        mode = 0
+        for account in self.accounts:
+            mode = max(mode, account.mode if account.local is None else _LOCAL)
+        return lines + b"x-edgegw-limits: %b\r\n" % Mode(mode).name.lower().encode() if mode else lines

@@ -13,8 +13,8 @@ from math import ceil
 from edgegw.errors import GatewayError
 from edgegw.limits.meter import Meter, Shape, Unit
 
-LINES = b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\nx-ratelimit-reset-tokens: %b\r\n"
-_REQUEST_LINES = LINES.replace(b"tokens", b"requests")
+_LINES = b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n"
+LINES: dict[Unit, bytes] = {"tokens": _LINES % ((b"tokens",) * 3), "requests": _LINES % ((b"requests",) * 3)}
 RETRY_WITHIN_S = 60.0  # a client's library is told to wait itself for what is over so soon
 
 
@@ -28,8 +28,7 @@ class Standing:
 
     def lines(self, unit: Unit) -> bytes:
         """As header lines, each ended by CRLF."""
-        lines = LINES if unit == "tokens" else _REQUEST_LINES
-        return lines % (self.limit, self.remaining, duration(self.reset_s))
+        return LINES[unit] % (self.limit, self.remaining, duration(self.reset_s))
 
     def fields(self, unit: Unit, wall_s: float) -> tuple[tuple[bytes, bytes], ...]:
         """In OpenAI's words and in Anthropic's, which have the moment of the reset; `wall_s` are Unix seconds."""
