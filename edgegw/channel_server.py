@@ -137,7 +137,10 @@ class ControlLink(Link):
         elif self.hello is None or type(message) not in self._hear:
             raise ChannelError(f"an unexpected {type(message).__name__}")
         else:
-            self._hear[type(message)](message)
+            try:
+                self._hear[type(message)](message)
+            except (ValueError, IndexError) as error:  # of no meter, or of a place that the tally has not
+                raise ChannelError(f"{message!r} makes no sense: {error}") from error
 
     def lost(self) -> None:
         """What a worker that died still held goes back; a worker that left in peace holds nothing."""

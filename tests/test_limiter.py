@@ -205,7 +205,7 @@ async def test_unusable_tenant_names(bench: Bench, name: str) -> None:
 
 
 async def test_more_tenants_than_there_is_place_for() -> None:
-    bench = Bench(cells=2)
+    bench = Bench(cells=4)
     bench.ready()
     tasks = [await bench.ask(10, tenant) for tenant in ("a", "b")]
     with pytest.raises(GatewayError) as caught:
