@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -176,7 +177,7 @@ def _settings(config: str | None) -> Settings:
     except SettingsError as error:
         click.echo(str(error), err=True)
         sys.exit(EXIT_SETTINGS)
-    for warning in warnings(settings):
+    for warning in warnings(settings, time.time_ns()):
         click.echo(f"warning: {warning}", err=True)
     return settings
 

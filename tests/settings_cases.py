@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from itertools import count
 
 import pytest
+from tenant_cases import TENANT_MISTAKES
 
 from edgegw.settings import Mistake, SettingsError, load_text
 
+NOW_NS = 1_800_000_000 * 10**9  # 2027-01-15, for what expires
 KEYS = {"OPENAI_API_KEY": "sk-open", "ANTHROPIC_API_KEY": "sk-ant"}
 
 EXAMPLE = """\
 version: 1
-server: {listen: "0.0.0.0:8080", admin: "127.0.0.1:9090", workers: 1, state_dir: .edgegw, drain_timeout: 60s}
+server: {listen: "127.0.0.1:8080", admin: "127.0.0.1:9090", workers: 1, state_dir: .edgegw, drain_timeout: 60s}
 providers:
   openai:    {kind: openai, api_key: ${OPENAI_API_KEY}, timeouts: {connect: 2s, first_byte: 60s, idle: 60s}}
   anthropic: {kind: anthropic, api_key: ${ANTHROPIC_API_KEY}}
@@ -35,6 +39,7 @@ providers:
 
 FULL = """\
 version: 1
+auth: none
 server:
   listen: "[::1]:81"
   admin: localhost:82
@@ -52,6 +57,7 @@ server:
   in_flight_max: 8
   total_timeout: 1h
   client_stall_timeout: 1500ms
+  allow_unauthenticated: true
 providers:
   p-1.x:
     kind: openai
@@ -63,15 +69,29 @@ providers:
     headers: {X-Team: blue team, anthropic-version: 2023-06-01, x-count: 007}
     proxy: "http://user:pw@proxy.internal:3128/"
 default: {targets: [p-1.x/a/b], retry: {attempts: 4, attempts_max: 5, base: 1, cap: 2, retry_after_max: 3}}
-limits:
-storage: {database_url: "sqlite:////data/rows.db", journal: {max: 2GiB, segment: 1MiB}}
+models:
+limits: {tokens_per_minute: 9, requests_per_minute: 8, concurrent_requests: 7, without_redis: open}
+tenants:
+  acme:
+    limits: {tokens_per_day: 6, tokens_per_month: 5}
+    models: {"gpt-5*": {tokens_per_minute: 4}}
+    allow: {routes: [default], models: ["gpt-*"]}
+    keys:
+      ci: sha256:0000000000000000000000000000000000000000000000000000000000000001
+      web: {digest: "sha256:0000000000000000000000000000000000000000000000000000000000000002", acts_for: [beta]}
+    weight: 3
+  beta: {allow: {routes: [], models: []}, without_redis: closed}
+storage:
+  database_url: "sqlite:////data/rows.db"
+  redis_url: rediss://user:pw@redis.internal:6380/1
+  journal: {max: 2GiB, segment: 1MiB}
 """
 
 
 # (what, text after BASE unless it begins with a version, environment, place, path, words of message and hint)
 MISTAKES: list[tuple[str, str, dict[str, str], str, str, str]] = [
     ("unknown key", "limit: {}", {}, "4:1", "limit", "unknown setting .*did you mean 'limits'"),
-    ("unknown key, unlike all", "zzz: 1", {}, "4:1", "zzz", "there are: version, server"),
+    ("unknown key, unlike all", "zzz: 1", {}, "4:1", "zzz", "there are: version, auth, server"),
     ("key at the wrong place", "tokens_per_minute: 5", {}, "4:1", "tokens_per_minute", r"limits\.tokens_per_minute"),
     (
         "unknown key below",
@@ -109,7 +129,7 @@ MISTAKES: list[tuple[str, str, dict[str, str], str, str, str]] = [
     ("address with a bad host", 'server: {listen: "1.2.3.400:1"}', {}, "4:18", "server.listen", "not an IP address"),
     ("IPv6 without brackets", 'server: {listen: "::1:80"}', {}, "4:18", "server.listen", "address such as"),
     ("bad IPv6", 'server: {listen: "[:::1]:80"}', {}, "4:18", "server.listen", "not an IP address"),
-    ("same port", 'server: {admin: "0.0.0.0:8080"}', {}, "4:17", "server.admin", "also the port of server.listen"),
+    ("same port", 'server: {admin: "127.0.0.1:8080"}', {}, "4:17", "server.admin", "also the port of server.listen"),
     ("unset variable", "server: {state_dir: ${DIR}}", {"DIRS": ""}, "4:21", "server.state_dir", "DIR is not.*'DIRS'"),
     ("unset, alone", "server: {state_dir: ${DIR}}", {}, "4:21", "server.state_dir", r"give a default: \$\{DIR:-…\}"),
     ("bad expression", "server: {state_dir: ${1X}}", {}, "4:21", "server.state_dir", "write .*NAME:-default"),
@@ -166,6 +186,7 @@ MISTAKES: list[tuple[str, str, dict[str, str], str, str, str]] = [
     ("tag", "server: {state_dir: !!str 5}", {}, "4:21", "server.state_dir", "tags"),
     ("key twice", "server: {workers: 2, workers: 3}", {}, "4:22", "server.workers", "second time, first on line 4"),
     ("a list as key", "server: {[a]: 1}", {}, "4:10", "server", "a key is a single word"),
+    *TENANT_MISTAKES,
 ]  # fmt: skip
 
 
@@ -179,3 +200,9 @@ def mistakes_of(text: str, environ: Mapping[str, str] | None = None) -> list[Mis
     with pytest.raises(SettingsError) as caught:
         load_text(text, environ or {})
     return caught.value.mistakes
+
+
+def unmasked(text: str) -> str:
+    """What `describe` made, with something in place of what it masks: for digests 1, 2, … in their order."""
+    numbers = count(1)
+    return re.sub(r"sha256:\*\*\*", lambda _: f"sha256:{next(numbers):064x}", text).replace('"***"', "k")

@@ -12,22 +12,24 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from limits_rig import T, meter
 
 from edgegw import channel
 from edgegw.channel import ChannelClient, ChannelError, Drain, Frames, Hello, Message, Ready, Shares
 from edgegw.channel_server import ChannelServer
 from edgegw.clock import ManualClock
+from edgegw.limits import tally
 from edgegw.limits.authority import MemoryAuthority
-from edgegw.limits.lease import GiveBack, Offer, Recall, Spent, Want
+from edgegw.limits.words import GiveBack, Offer, Recall, Spent, Want
 
-TENANTS = st.text(max_size=256).filter(lambda name: name.isprintable())
+METERS = st.text(max_size=256).filter(lambda name: name.isprintable()).map(lambda name: meter("tpm", name))
 TOKENS = st.integers(-(2**62), 2**62)
 MESSAGES = st.one_of(
-    st.builds(Want, TENANTS, TOKENS, TOKENS, TOKENS),
-    st.builds(Offer, TENANTS, TOKENS, TOKENS, TOKENS, st.floats(0) | st.just(float("inf"))),
-    st.builds(GiveBack, TENANTS, TOKENS, TOKENS),
-    st.builds(Spent, TENANTS, TOKENS),
-    st.builds(Recall, TENANTS, TOKENS),
+    st.builds(Want, METERS, TOKENS, TOKENS, TOKENS),
+    st.builds(Offer, METERS, TOKENS, TOKENS, TOKENS, st.floats(0), st.floats(0), st.integers(0, 3)),
+    st.builds(GiveBack, METERS, TOKENS, TOKENS),
+    st.builds(Spent, METERS, TOKENS),
+    st.builds(Recall, METERS, TOKENS),
     st.builds(Hello, st.integers(0, 64), st.integers(1, 2**22), st.integers(0, 9)),
     st.builds(Ready, st.integers(0, 2**62), st.integers(1, 64)),
     st.builds(Shares, st.integers(1, 64)),
@@ -84,6 +86,7 @@ class House:
     """A listening socket as the supervisor would own it, and a control process on it."""
 
     def __init__(self, path: Path) -> None:
+        self.state_dir = path
         self.path = str(path / "control.sock")
         self.clock = ManualClock()
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -95,8 +98,8 @@ class House:
         self.breaks = 0
 
     async def start(self, epoch: int = 1) -> ChannelServer:
-        self.authority = MemoryAuthority(lambda tenant: 1000, self.clock)
-        self.server = ChannelServer(self.sock, self.authority, epoch)
+        self.authority = MemoryAuthority(lambda meter: 1000, self.clock)
+        self.server = ChannelServer(self.sock, self.authority, epoch, self.state_dir)
         await self.server.start()
         return self.server
 
@@ -145,16 +148,16 @@ async def raw(house: House) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio
 async def test_hello_ready_and_a_question_answered(house: House) -> None:
     server = await house.start(epoch=77)
     client = house.client(slot=3)
-    assert not client.send(Want("t", 1, 1, 0)), "before it is open nothing is taken"
+    assert not client.send(Want(T, 1, 1, 0)), "before it is open nothing is taken"
     assert await client.wait_open(5)
     assert client.open
     assert server.workers == [(3, 4003)]
-    assert client.send(Want("t", 300, 100, 0))
-    assert client.send(Want("t", 900, 800, 0))
+    assert client.send(Want(T, 300, 100, 0))
+    assert client.send(Want(T, 900, 800, 0))
     await house.until(lambda: len(house.heard) == 3)
     ready, first, second = house.heard
     assert ready == Ready(77, 1)
-    assert first == Offer("t", 300, 1000, 700)
+    assert first == Offer(T, 300, 1000, 700)
     assert isinstance(second, Offer)
     assert (second.granted, second.remaining) == (0, 700)
     assert second.retry_after_s == pytest.approx(6.0, abs=0.001)
@@ -163,7 +166,7 @@ async def test_hello_ready_and_a_question_answered(house: House) -> None:
 async def test_what_is_said_in_one_turn_leaves_in_one_frame(house: House) -> None:
     await house.start()
     async with raw(house) as (reader, writer):
-        wants: list[Message] = [Want(f"t{number}", 1, 1, 0) for number in range(10)]
+        wants: list[Message] = [Want(meter("tpm", f"t{number}"), 1, 1, number) for number in range(10)]
         writer.write(Frames().encode([Hello(0, 1), *wants]))
         async with asyncio.timeout(5):
             size = int.from_bytes(await reader.readexactly(4), "big")
@@ -211,49 +214,51 @@ async def test_a_socket_that_is_not_there_yet(house: House) -> None:
 
 async def test_what_a_dead_worker_held_comes_back(house: House) -> None:
     await house.start()
+    spent = tally.create(tally.path(house.state_dir, 0, 4000), 8)
     client = house.client()
     assert await client.wait_open(5)
-    client.send(Want("t", 500, 500, 0))
-    client.send(Want("t", 100, 0, 480))
+    client.send(Want(T, 500, 500, 3))
+    client.send(Want(T, 100, 0, 3))
     await house.until(lambda: len(house.heard) == 3)
-    assert house.authority.level("t") == 400
+    assert house.authority.level(T) == 400
+    spent[3] += 120
     link = client._link
     assert link is not None
     link.cut("as kill -9 would")
-    await house.until(lambda: house.authority.level("t") == 880)
+    await house.until(lambda: house.authority.level(T) == 880)
 
 
 async def test_an_offer_that_finds_its_worker_gone_goes_back(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     server = await house.start()
-    asked, answer = asyncio.Event(), asyncio.Event()
+    reached, answer = asyncio.Event(), asyncio.Event()
     lease = house.authority.lease
 
-    async def slowly(tenant: str, want: int, need: int) -> Offer:
-        offer = await lease(tenant, want, need)
-        asked.set()
+    async def slowly(asked: str, want: int, need: int) -> Offer:
+        offer = await lease(asked, want, need)
+        reached.set()
         await answer.wait()
         return offer
 
     monkeypatch.setattr(house.authority, "lease", slowly)
     client = house.client()
     assert await client.wait_open(5)
-    client.send(Want("t", 600, 600, 0))
+    client.send(Want(T, 600, 600, 0))
     async with asyncio.timeout(5):
-        await asked.wait()
-    assert house.authority.level("t") == 400
+        await reached.wait()
+    assert house.authority.level(T) == 400
     await client.close()
     await house.until(lambda: not server.workers)
     answer.set()
-    await house.until(lambda: house.authority.level("t") == 1000)
+    await house.until(lambda: house.authority.level(T) == 1000)
 
 
 async def test_words_that_need_no_answer_reach_the_authority(house: House) -> None:
     await house.start()
     client = house.client()
     assert await client.wait_open(5)
-    for message in (Recall("t", 900), Spent("t", 100), GiveBack("t", -50, 0)):
+    for message in (Recall(T, 900), Spent(T, 100), GiveBack(T, -50, 0)):
         client.send(message)
-    await house.until(lambda: house.authority.level("t") == 750)
+    await house.until(lambda: house.authority.level(T) == 750)
 
 
 async def test_an_authority_that_fails_answers_nothing_and_harms_nobody(
@@ -262,23 +267,23 @@ async def test_an_authority_that_fails_answers_nothing_and_harms_nobody(
     await house.start()
     lease = house.authority.lease
 
-    async def failing(tenant: str, want: int, need: int) -> Offer:
-        if tenant == "bad":
+    async def failing(asked: str, want: int, need: int) -> Offer:
+        if asked == meter("tpm", "bad"):
             raise ConnectionError("away")
-        return await lease(tenant, want, need)
+        return await lease(asked, want, need)
 
     monkeypatch.setattr(house.authority, "lease", failing)
     client = house.client()
     assert await client.wait_open(5)
-    client.send(Want("bad", 1, 1, 0))
-    client.send(Want("t", 1, 1, 0))
+    client.send(Want(meter("tpm", "bad"), 1, 1, 0))
+    client.send(Want(T, 1, 1, 0))
     await house.until(lambda: len(house.heard) == 2)
-    assert house.heard[1] == Offer("t", 1, 1000, 999)
+    assert house.heard[1] == Offer(T, 1, 1000, 999)
     assert "the authority failed" in caplog.text
 
 
 @pytest.mark.parametrize("opening", [
-    Frames().encode([Want("t", 1, 1, 0)]),
+    Frames().encode([Want(T, 1, 1, 0)]),
     Frames().encode([Hello(0, 1, version=99)]),
     Frames().encode([Hello(0, 1), Ready(1, 1)]),
     b"GET /metrics HTTP/1.1\r\n\r\n",
@@ -291,7 +296,7 @@ async def test_who_does_not_speak_properly_is_cut_off(house: House, opening: byt
             with contextlib.suppress(ConnectionResetError):
                 await reader.read()
         await house.until(lambda: not server.workers)
-    assert house.authority.level("t") == 1000
+    assert house.authority.level(T) == 1000
 
 
 async def test_who_says_nothing_is_cut_off(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +316,7 @@ async def test_a_worker_that_does_not_read_is_cut_off_and_counted(house: House) 
         async with asyncio.timeout(10):
             while server.workers:
                 for _ in range(2000):
-                    server.broadcast(Offer("t" * 200, 1, 1, 1))
+                    server.broadcast(Offer(T * 200, 1, 1, 1))
                 await asyncio.sleep(0)
     assert server.slow_readers == 1
 
@@ -335,9 +340,9 @@ async def test_last_words_are_sent_before_closing(house: House) -> None:
     await house.start()
     client = house.client()
     assert await client.wait_open(5)
-    client.send(Spent("t", 123))
+    client.send(Spent(T, 123))
     await client.close()
-    await house.until(lambda: house.authority.level("t") == 877)
+    await house.until(lambda: house.authority.level(T) == 877)
     assert not client.open
     assert house.breaks == 1
 

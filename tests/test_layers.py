@@ -26,7 +26,7 @@ LAYERS: dict[int, str] = {
         __init__ errors exchange clock
         settings.__init__ settings.model settings.values settings.fields settings.addresses settings.redis_address
         settings.tree settings.mistakes settings.checks settings.interpolation settings.document settings.environment
-        settings.load settings.schema settings.describe
+        settings.load settings.schema settings.describe settings.specs settings.tenant_fields settings.tenant_checks
     """,
     1: """
         pattern routing retry breaker tokens endpoints reply_fields

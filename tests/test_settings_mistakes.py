@@ -15,7 +15,7 @@ import yaml
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from settings_cases import BASE, EXAMPLE, FULL, KEYS, MISTAKES, document, mistakes_of
+from settings_cases import BASE, EXAMPLE, FULL, KEYS, MISTAKES, NOW_NS, document, mistakes_of
 
 from edgegw.settings import Secret, SettingsError, describe, load_text, warnings
 
@@ -151,7 +151,7 @@ def test_settings_show_no_credentials() -> None:
         "    headers: {x-token: ${S}}\n    proxy: http://user:${S}@h:1\n",
         {"S": SECRET},
     )
-    for shown in (repr(settings), str(settings), describe(settings), "\n".join(warnings(settings))):
+    for shown in (repr(settings), str(settings), describe(settings), "\n".join(warnings(settings, NOW_NS))):
         assert SECRET not in shown
     assert 'proxy: "http://***@h:1"' in describe(settings)
 

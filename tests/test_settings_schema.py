@@ -10,12 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
-from settings_cases import BASE, EXAMPLE, FULL, MISTAKES, document
+from settings_cases import BASE, EXAMPLE, FULL, MISTAKES, document, unmasked
+from tenant_cases import TENANTS
 
 from edgegw.settings import describe, load_text, schema
 from edgegw.settings.environment import PROVIDERS, VARIABLES
-from edgegw.settings.fields import ROOT, Field, Named, Section, Spec
+from edgegw.settings.fields import ROOT
 from edgegw.settings.schema import default
+from edgegw.settings.specs import Field, Named, Section, inner
 
 HOUSE = Path(__file__).parent.parent
 
@@ -32,12 +34,15 @@ _TYPES: dict[str, Any] = {
     "integer": int,
     "number": (int, float),
     "null": type(None),
+    "boolean": bool,
 }
 
 
 def _is_type(rule: str | list[str], value: Any) -> bool:
     names = [rule] if isinstance(rule, str) else rule
-    return not isinstance(value, bool) and any(isinstance(value, _TYPES[name]) for name in names)
+    if isinstance(value, bool):  # which is an int to Python
+        return "boolean" in names
+    return any(isinstance(value, _TYPES[name]) for name in names)
 
 
 def _conditional(document: Any, value: Any, root: Any) -> bool:
@@ -94,7 +99,9 @@ def _as_an_editor_sees_it(text: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    "text", [EXAMPLE, FULL, BASE, describe(load_text(FULL, {}))], ids=["example", "full", "base", "told"]
+    "text",
+    [EXAMPLE, FULL, BASE, TENANTS, unmasked(describe(load_text(FULL, {}))), unmasked(describe(load_text(TENANTS, {})))],
+    ids=["example", "full", "base", "tenants", "full, told", "tenants, told"],
 )
 def test_the_schema_accepts_what_the_loader_accepts(text: str) -> None:
     rules = schema()
@@ -104,6 +111,7 @@ def test_the_schema_accepts_what_the_loader_accepts(text: str) -> None:
 # What an editor cannot know: YAML's own rules, variables, files, and what one setting means for another.
 _BEYOND_THE_SCHEMA = re.compile(
     r"unset|expression|file|variable|unknown provider|second target|\* in|place in|same port|attempts|base over|journal"
+    r"|two settings|older boolean|calendar"
     r"|key empty|key with|syntax|control|private|second doc|depth|anchor|alias|merge|tag|twice|list as key"
     r"|bad host|bad port|port 0|bad IPv6|IPv6 without|octal|too small|too long|duration zero"
 )
@@ -119,9 +127,9 @@ def _rows(section: Section = ROOT, path: str = "") -> Iterator[tuple[str, Sectio
     for field in section.fields:
         here = f"{path}.{field.key}" if path else field.key
         yield here, section, field
-        inner: Spec = field.spec.item if isinstance(field.spec, Named) else field.spec
-        if isinstance(inner, Section):
-            yield from _rows(inner, here)
+        below = inner(field.spec)
+        if isinstance(below, Section):
+            yield from _rows(below, here)
 
 
 def test_the_schema_tells_every_setting_with_its_default() -> None:
@@ -141,7 +149,7 @@ def test_the_page_tells_every_setting_with_its_default() -> None:
     for path, section, field in _rows():
         if not isinstance(field.spec, Section | Named):
             value = default(section, field)
-            shown = "" if value is None else f"`{value}`"
+            shown = "" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
             assert f"| `{field.key}` | {shown} | {field.doc} |" in page, path
     for variable in VARIABLES:
         assert f"| `{variable.name}` |" in page

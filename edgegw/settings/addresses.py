@@ -7,7 +7,7 @@ that cannot change its meaning.
 from __future__ import annotations
 
 import re
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 
 from edgegw.settings.model import Address
 from edgegw.settings.values import Kind
@@ -180,3 +180,13 @@ def host_and_port(authority: str) -> tuple[str, int | None]:
     if port is not None and not 1 <= int(port) <= _PORT_MAX:
         raise ValueError(f"a port is a number from 1 to {_PORT_MAX}")
     return host, None if port is None else int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it: an address of 127.0.0.0/8, `::1`, or `localhost`, and no other name."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -11,8 +11,9 @@ from collections.abc import Collection, Iterator, Mapping
 from msgspec import Struct
 
 from edgegw.exchange import RetryPolicy
+from edgegw.settings.addresses import host_and_port, is_loopback
 from edgegw.settings.fields import PRESETS
-from edgegw.settings.mistakes import did_you_mean, one_of
+from edgegw.settings.mistakes import Complaint, did_you_mean, one_of
 from edgegw.settings.model import (
     ProviderSettings,
     RouteSettings,
@@ -21,30 +22,29 @@ from edgegw.settings.model import (
     StorageSettings,
     parse_target,
 )
+from edgegw.settings.tenant_checks import access_complaints, access_warnings
 from edgegw.settings.tree import join
 
-_LOOPBACK_NAMES = ("localhost", "[::1]")
+
+class Known(Struct, frozen=True):
+    """All names that others may refer to, also those whose own settings are faulty. `routes`: use cases, aliases, and
+    `default` if there is one."""
+
+    providers: tuple[str, ...]
+    routes: tuple[str, ...]
 
 
-class Complaint(Struct, frozen=True):
-    """About `path`, and drawn from the values of `path` and `also`."""
-
-    path: str
-    message: str
-    hint: str | None = None
-    also: tuple[str, ...] = ()
-
-
-def complaints(settings: Settings, provider_names: Collection[str]) -> Iterator[Complaint]:
-    """All that is wrong between the settings. `provider_names`: also those whose own settings are faulty."""
+def complaints(settings: Settings, known: Known) -> Iterator[Complaint]:
+    """All that is wrong between the settings."""
     yield from _server(settings.server)
     yield from _storage(settings.storage)
-    if not provider_names:
+    yield from access_complaints(settings, known.routes)
+    if not known.providers:
         yield Complaint("providers", "no provider at all", "name at least one")
     for name, provider in settings.providers.items():
         yield from _provider(join("providers", name), provider)
     for path, name, route in _routes(settings):
-        yield from _targets(path, name, route, provider_names)
+        yield from _targets(path, name, route, known.providers)
         yield from _retry(join(path, "retry"), route.retry)
 
 
@@ -107,14 +107,14 @@ def _retry(path: str, retry: RetryPolicy) -> Iterator[Complaint]:
         yield Complaint(path, "base is longer than cap", also=(join(path, "base"), join(path, "cap")))
 
 
-def warnings(settings: Settings) -> list[str]:
-    """What will work, but is hardly meant. One line each."""
-    return [*_unencrypted(settings.providers), *_never_reached(settings)]
+def warnings(settings: Settings, now_ns: int) -> list[str]:
+    """What will work, but is hardly meant. One line each. `now_ns`: Unix nanoseconds."""
+    return [*_unencrypted(settings.providers), *_never_reached(settings), *access_warnings(settings, now_ns)]
 
 
 def _unencrypted(providers: Mapping[str, ProviderSettings]) -> Iterator[str]:
     for name, provider in providers.items():
-        if provider.base_url.startswith("http://") and not _is_loopback(provider.base_url):
+        if provider.base_url.startswith("http://") and not _stays_here(provider.base_url):
             carried = "prompts" if provider.api_key is None else "prompts and the key"
             yield f"{join('providers', name)}.base_url: http:// to another machine: {carried} travel unencrypted"
 
@@ -128,7 +128,6 @@ def _never_reached(settings: Settings) -> Iterator[str]:
                 yield f"{path}.timeouts.{key}: {wait_s:g}s is never reached: server.total_timeout is {total_s:g}s"
 
 
-def _is_loopback(base_url: str) -> bool:
-    authority = base_url.split("/")[2]
-    host = authority if authority.endswith("]") else authority.rpartition(":")[0] or authority
-    return host in _LOOPBACK_NAMES or host.startswith("127.") or host.endswith(".localhost")
+def _stays_here(base_url: str) -> bool:
+    host, _ = host_and_port(base_url.split("/")[2])
+    return is_loopback(host) or host.endswith(".localhost")

@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
-from edgegw.settings.fields import ROOT, Named, Section, Several, Spec
+from edgegw.settings.fields import ROOT
 from edgegw.settings.model import Settings
+from edgegw.settings.specs import Named, Section, Several, Shorthand, Spec
 from edgegw.settings.tree import NULLS
 from edgegw.settings.values import Kind
 
@@ -28,8 +29,13 @@ def describe(settings: Settings) -> str:
 def _section(section: Section, value: Any, indent: str) -> Iterator[str]:
     for field in section.fields:
         part = getattr(value, field.attribute)
-        if part is not None and part != {}:
-            yield from _entry(field.key, field.spec, part, indent)
+        if part is None or part == {} or (isinstance(field.spec, Section) and not _says(field.spec, part)):
+            continue
+        yield from _entry(field.key, field.spec, part, indent)
+
+
+def _says(section: Section, value: Any) -> bool:
+    return any(True for _ in _section(section, value, ""))
 
 
 def _entry(key: str, spec: Spec, value: Any, indent: str) -> Iterator[str]:
@@ -39,8 +45,10 @@ def _entry(key: str, spec: Spec, value: Any, indent: str) -> Iterator[str]:
         case Several():
             yield f"{indent}{key}: [{', '.join(_scalar(spec.item, item) for item in value)}]"
         case Section():
-            yield f"{indent}{key}:"
+            yield f"{indent}{key}:" if _says(spec, value) else f"{indent}{key}: {{}}"
             yield from _section(spec, value, indent + _INDENT)
+        case Shorthand():
+            yield from _entry(key, spec.section, value, indent)
         case Named():
             yield f"{indent}{key}:"
             for name, item in value.items():

@@ -7,30 +7,43 @@ name of the variable. An empty variable counts as unset, because that is what an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from msgspec import Struct
 
 from edgegw.settings.mistakes import Mistake, NoProviderError
+from edgegw.settings.model import ServerSettings
 from edgegw.settings.tree import Entry, MappingNode, Node, Place, Scalar, SequenceNode
 
 SOURCE = "environment"
 
 
 class Variable(Struct, frozen=True):
-    """`name` sets the field at `path`. A `host` makes an address of a port. `overrides`: also what a file says."""
+    """`name` sets the field at `path`, or one `part` of the address that stands there. `beside_a_file`: whether it
+    counts when there is a file: never of its own, where the file says nothing, or whatever the file says."""
 
     name: str
-    path: tuple[str, str]
+    path: tuple[str, ...]
     doc: str
-    host: str | None = None
-    overrides: bool = False
+    part: Literal["host", "port"] | None = None
+    beside_a_file: Literal["ignored", "fills", "overrides"] = "ignored"
 
 
 VARIABLES = (
-    Variable("PORT", ("server", "listen"), "The port clients are served on.", host="0.0.0.0", overrides=True),
-    Variable("EDGEGW_ADMIN_PORT", ("server", "admin"), "The port of probes and metrics.", host="127.0.0.1"),
+    Variable("EDGEGW_HOST", ("server", "listen"), "The address to serve clients on.", "host", "overrides"),
+    Variable("PORT", ("server", "listen"), "The port clients are served on.", "port", "overrides"),
+    Variable("EDGEGW_ADMIN_PORT", ("server", "admin"), "The port of probes and metrics.", "port"),
     Variable("EDGEGW_WORKERS", ("server", "workers"), "Worker processes, or auto."),
-    Variable("EDGEGW_STATE_DIR", ("server", "state_dir"), "Where journal and rows are kept.", overrides=True),
+    Variable(
+        "EDGEGW_STATE_DIR", ("server", "state_dir"), "Where journal and rows are kept.", beside_a_file="overrides"
+    ),
+    Variable("EDGEGW_AUTH", ("auth",), "none, or keys: what a request has to bring.", beside_a_file="fills"),
+    Variable(
+        "EDGEGW_ALLOW_UNAUTHENTICATED",
+        ("server", "allow_unauthenticated"),
+        "true serves other machines although auth is none.",
+        beside_a_file="fills",
+    ),
     Variable("TOKENS_PER_MINUTE", ("limits", "tokens_per_minute"), "Tokens of a tenant, per minute."),
     Variable("DATABASE_URL", ("storage", "database_url"), "Where rows are kept, if not in the state directory."),
     Variable("REDIS_URL", ("storage", "redis_url"), "Limits shared between gateways."),
@@ -78,29 +91,58 @@ def document(environ: Mapping[str, str]) -> MappingNode:
 
 def overridden(root: MappingNode, environ: Mapping[str, str]) -> MappingNode:
     """The document of a file, with the fields that a deployment may set from outside."""
-    return _with(root, tuple(variable for variable in VARIABLES if variable.overrides), environ)
+    counting = (
+        variable
+        for variable in VARIABLES
+        if variable.beside_a_file == "overrides"
+        or (variable.beside_a_file == "fills" and not _is_said(root, variable.path))
+    )
+    return _with(root, tuple(counting), environ)
+
+
+def _is_said(root: MappingNode, path: tuple[str, ...]) -> bool:
+    node: Node | None = root
+    for key in path:
+        node = node.get(key) if isinstance(node, MappingNode) else None
+    return node is not None and not _is_null(node)
 
 
 def _with(root: MappingNode, variables: tuple[Variable, ...], environ: Mapping[str, str]) -> MappingNode:
     for variable in variables:
         text = environ.get(variable.name)
-        if not text:
-            continue
-        name, key = variable.path
-        section = root.get(name)
-        if section is None or (isinstance(section, Scalar) and section.is_null):
-            section = MappingNode(_NOWHERE, ())
-        if isinstance(section, MappingNode):
-            if variable.host is not None:
-                text = f"{_host(section.get(key), variable.host)}:{text}"
-            root = root.replaced(name, section.replaced(key, _of(variable.name, text)))
+        if text:
+            root = _set(root, variable.path, variable, text)
     return root
 
 
-def _host(address: Node | None, otherwise: str) -> str:
-    """The host of an address that is there already: a port from outside leaves it alone."""
-    written = address.text.rpartition(":")[0] if isinstance(address, Scalar) else ""
-    return written or otherwise
+def _set(root: MappingNode, path: tuple[str, ...], variable: Variable, text: str) -> MappingNode:
+    """`root` with the variable's text at `path`. What is no mapping on the way there is a mistake for the loader."""
+    key, *below = path
+    there = root.get(key)
+    if not below:
+        return root.replaced(
+            key, _part_of_address(there, variable, text) if variable.part else _of(variable.name, text)
+        )
+    section = MappingNode(_NOWHERE, ()) if there is None or _is_null(there) else there
+    return root.replaced(key, _set(section, tuple(below), variable, text)) if isinstance(section, MappingNode) else root
+
+
+def _part_of_address(there: Node | None, variable: Variable, text: str) -> Scalar:
+    """An address of which the variable says one part, and the other is that of the address that is there already."""
+    name = variable.name
+    if isinstance(there, Scalar) and ":" in there.text:
+        host, _, port = there.text.rpartition(":")
+        if there.place.variable:
+            name = f"{there.place.variable}, {name}"  # a mistake may be in either
+    else:
+        host, _, port = str(getattr(ServerSettings(), variable.path[-1])).rpartition(":")
+    if variable.part == "port":
+        return _of(name, f"{host}:{text}")
+    return _of(name, f"[{text}]:{port}" if ":" in text and not text.startswith("[") else f"{text}:{port}")
+
+
+def _is_null(node: Node) -> bool:
+    return isinstance(node, Scalar) and node.is_null
 
 
 def _provider(provider: KnownProvider, environ: Mapping[str, str]) -> MappingNode:

@@ -1,12 +1,12 @@
 """The settings, row by row: what may stand in the file, how it is read, and what it is for.
 
-The one list: the loader validates with it, `schema.py` describes it to editors, `describe.py` prints by it, and a test
-holds docs/settings.md against it. To add a setting, add a field with its default in `model.py` and a row here.
+The one list (with `tenant_fields.py`): the loader validates with it, `schema.py` describes it to editors, `describe.py`
+prints by it, and a test holds docs/settings.md against it. To add a setting, add a field with its default in `model.py`
+and a row here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from msgspec import Struct
@@ -15,7 +15,6 @@ from edgegw.exchange import RetryPolicy
 from edgegw.settings import addresses, redis_address, values
 from edgegw.settings.model import (
     JournalSettings,
-    LimitSettings,
     ProviderSettings,
     RouteSettings,
     ServerSettings,
@@ -23,44 +22,8 @@ from edgegw.settings.model import (
     StorageSettings,
     Timeouts,
 )
-from edgegw.settings.values import Kind
-
-
-class Field(Struct, frozen=True):
-    """One key of a section. `attribute` is its name in the struct, where its default stands. A `required` one comes
-    with a `hint` for those who left it out."""
-
-    key: str
-    attribute: str
-    spec: Spec
-    doc: str
-    required: bool = False
-    hint: str | None = None
-
-
-class Section(Struct, frozen=True):
-    """A mapping with known keys, read into `shape` by `build`."""
-
-    shape: type[Any]
-    fields: tuple[Field, ...]
-    build: Callable[..., Any]
-
-
-class Named(Struct, frozen=True):
-    """A mapping whose keys the operator chooses, read into a dict. `tells_name`: the item is built with `name=key`."""
-
-    name: Kind
-    item: Spec
-    tells_name: bool = False
-
-
-class Several(Struct, frozen=True):
-    """A list of at least one, read into a tuple."""
-
-    item: Kind
-
-
-Spec = Kind | Section | Named | Several
+from edgegw.settings.specs import Field, Named, Section, Several
+from edgegw.settings.tenant_fields import LIMITS, TENANTS
 
 
 class Preset(Struct, frozen=True):
@@ -87,8 +50,7 @@ def _provider(*, name: str, kind: str, base_url: str | None = None, **rest: Any)
 _WAIT = values.duration("1ms", "24h")
 _COUNT = values.whole(1, 1_000_000)
 
-# Visible ASCII, because the name of a route is told in a reply header.
-_LABEL = values.matching("[!-~]{1,200}", "a name of at most 200 visible ASCII characters")
+_LABEL = values.label()
 _PROVIDER_NAME = values.matching(
     "[A-Za-z0-9][A-Za-z0-9._\\-]{0,63}", "a name of letters, digits, dots, dashes and underscores"
 )
@@ -111,7 +73,7 @@ ROUTE = Section(
         Field(
             "targets",
             "targets",
-            Several(values.target()),
+            Several(values.target(), "[provider/model]"),
             "Where to go, in order, each written provider/model. In a pattern, * stands for the model asked for.",
             required=True,
             hint="for example targets: [openai/gpt-5-mini]",
@@ -206,21 +168,14 @@ SERVER = Section(
         Field(
             "client_stall_timeout", "client_stall_timeout_s", _WAIT, "How long a client may read nothing of its stream."
         ),
-    ),
-    ServerSettings,
-)
-
-LIMITS = Section(
-    LimitSettings,
-    (
         Field(
-            "tokens_per_minute",
-            "tokens_per_minute",
-            values.whole(1, 10**12),
-            "Tokens a tenant may use, input and output together.",
+            "allow_unauthenticated",
+            "allow_unauthenticated",
+            values.boolean(),
+            "Serve other machines although auth is none: whoever reaches the port may spend your money.",
         ),
     ),
-    LimitSettings,
+    ServerSettings,
 )
 
 JOURNAL = Section(
@@ -253,6 +208,12 @@ ROOT = Section(
             required=True,
             hint="begin with version: 1",
         ),
+        Field(
+            "auth",
+            "auth",
+            values.choice("none", "keys"),
+            "none: requests say which tenant they are. keys: each brings the key of a tenant.",
+        ),
         Field("server", "server", SERVER, "The side that faces clients."),
         Field(
             "providers",
@@ -265,7 +226,8 @@ ROOT = Section(
         Field("use_cases", "use_cases", Named(_LABEL, ROUTE), "Routes by a request's metadata.use_case."),
         Field("models", "models", Named(_LABEL, ROUTE), "Routes by a request's model: aliases, and patterns with a *."),
         Field("default", "default", ROUTE, "The route of a request that names neither."),
-        Field("limits", "limits", LIMITS, "What a tenant may use."),
+        Field("limits", "limits", LIMITS, "What each tenant may use, unless tenants says more."),
+        Field("tenants", "tenants", TENANTS, "Who has limits, permissions or keys of its own, by the tenant's name."),
         Field("storage", "storage", STORAGE, "Where rows are kept."),
     ),
     Settings,

@@ -15,10 +15,11 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from edgegw.settings import document, environment
-from edgegw.settings.checks import Complaint, complaints
-from edgegw.settings.fields import ROOT, Named, Section, Several, Spec
-from edgegw.settings.mistakes import Mistake, SettingsError, did_you_mean, one_of
+from edgegw.settings.checks import Known, complaints
+from edgegw.settings.fields import ROOT
+from edgegw.settings.mistakes import Complaint, Mistake, SettingsError, did_you_mean, one_of
 from edgegw.settings.model import Settings
+from edgegw.settings.specs import Field, Named, Section, Several, Shorthand, Spec
 from edgegw.settings.tree import Broken, Entry, MappingNode, Node, Place, Scalar, SequenceNode, join
 from edgegw.settings.values import Kind
 
@@ -55,12 +56,23 @@ def _settings(root: Node, source: str, mistakes: list[Mistake]) -> Settings:
     walk = _Walk(mistakes)
     settings = Settings(**walk.section(ROOT, root, ""), source=source)
     if isinstance(root, MappingNode):
-        walk.check(complaints(settings, _keys(root.get("providers"))))
+        walk.check(complaints(settings, _known(root)))
     if mistakes:
         raise SettingsError(sorted(mistakes, key=lambda mistake: (mistake.line, mistake.column)))
     if settings.server.workers == 0:
         settings = replace(settings, server=replace(settings.server, workers=_cpus()))
     return settings
+
+
+def _known(root: MappingNode) -> Known:
+    """What the document names, whether or not it could be read."""
+    default = root.get("default")
+    aliases = [name for name in _keys(root.get("models")) if "*" not in name]
+    there = ["default"] if default is not None and not _is_null(default) else []
+    return Known(
+        providers=tuple(_keys(root.get("providers"))),
+        routes=(*_keys(root.get("use_cases")), *aliases, *there),
+    )
 
 
 def _keys(node: Node | None) -> list[str]:
@@ -79,6 +91,7 @@ class _Walk:
     def __init__(self, mistakes: list[Mistake]) -> None:
         self._mistakes = mistakes
         self._places: dict[str, Place] = {}
+        self._written: dict[str, str] = {}  # path -> what stands in the file, where that may be shown
         self._faulty = {mistake.path for mistake in mistakes}
 
     def section(self, section: Section, node: Node, path: str) -> dict[str, Any]:
@@ -91,7 +104,7 @@ class _Walk:
             below = join(path, entry.key)
             field = fields.get(entry.key)
             if field is None:
-                self._complain(entry.place, below, "unknown setting", _meant(entry.key, fields))
+                self._complain(entry.place, below, "unknown setting", _meant(entry.key, path, fields))
             elif not _is_null(entry.value):
                 value = self._value(field.spec, entry.value, below)
                 if value is not UNSET:
@@ -108,9 +121,10 @@ class _Walk:
             paths = (complaint.path, *complaint.also)
             if self._faulty.isdisjoint(paths):
                 place = next((self._places[path] for path in paths if path in self._places), None)
-                self._complain(
-                    place or self._place_above(complaint.path), complaint.path, complaint.message, complaint.hint
-                )
+                message = complaint.message
+                if complaint.shows and self._written.get(complaint.path):
+                    message = f"{message}, found {_shown(self._written[complaint.path])}"
+                self._complain(place or self._place_above(complaint.path), complaint.path, message, complaint.hint)
 
     def _value(self, spec: Spec, node: Node, path: str) -> Any:
         self._places.setdefault(path, node.place)
@@ -121,10 +135,15 @@ class _Walk:
                 return self._several(spec, node, path)
             case Named():
                 return self._named(spec, node, path)
-            case Section():
-                return self._built(spec, self.section(spec, node, path))
+            case Section() | Shorthand():
+                return self._built(spec, node, path, {})
 
-    def _built(self, section: Section, values: dict[str, Any]) -> Any:
+    def _built(self, spec: Section | Shorthand, node: Node, path: str, more: dict[str, Any]) -> Any:
+        """A section of the fields that stand there and `more`; faulty when one that is required could not be read."""
+        section = spec.section if isinstance(spec, Shorthand) else spec
+        if isinstance(spec, Shorthand):
+            node = _written_out(spec, node)
+        values = {**more, **self.section(section, node, path)}
         if any(field.required and field.attribute not in values for field in section.fields):
             return UNSET
         return section.build(**values)
@@ -140,8 +159,8 @@ class _Walk:
                 name = entry.key
             if name in items:
                 self._complain(entry.place, below, "this name stands here for the second time; case does not count")
-            if isinstance(named.item, Section) and named.tells_name:
-                value = self._built(named.item, {"name": name, **self.section(named.item, entry.value, below)})
+            if isinstance(named.item, Section | Shorthand) and named.tells_name:
+                value = self._built(named.item, entry.value, below, {"name": name})
             else:
                 value = self._value(named.item, entry.value, below)
             if value is not UNSET:
@@ -150,8 +169,8 @@ class _Walk:
 
     def _several(self, several: Several, node: Node, path: str) -> Any:
         if not isinstance(node, SequenceNode):
-            return self._wrong_type(node, path, "a list, like [provider/model]")
-        if not node.items:
+            return self._wrong_type(node, path, f"a list, like {several.like}")
+        if len(node.items) < several.least:
             return self._complain(self._places[path], path, "an empty list", "name at least one")
         values = [self._value(several.item, item, join(path, at)) for at, item in enumerate(node.items)]
         # A faulty item leaves a hole, so that the others keep their place for the checks.
@@ -162,13 +181,15 @@ class _Walk:
             return self._wrong_type(node, path, kind.expected)
         if kind.bare and not node.plain:
             return self._complain(node.place, path, f"expected {kind.expected}, found a string", "remove the quotes")
+        if not kind.private:
+            self._written[path] = node.written
         try:
             return kind.read(node.text)
         except ValueError as error:
             reason = str(error) or f"expected {kind.expected}"
-        if node.written and not kind.private:
+        if self._written.get(path):
             reason = f"{reason}, found {_shown(node.written)}"
-        return self._complain(node.place, path, reason, did_you_mean(node.text, kind.names))
+        return self._complain(node.place, path, reason, did_you_mean(node.text, kind.names) or kind.hint(node.text))
 
     def _entries(self, node: Node, path: str) -> Sequence[Entry] | None:
         """Those of a mapping, none of a null; None for anything else. Notes where each stands."""
@@ -202,6 +223,13 @@ class _Walk:
         return self._places[path]
 
 
+def _written_out(short: Shorthand, node: Node) -> Node:
+    """The section that a lone scalar stands for."""
+    if not isinstance(node, Scalar) or node.is_null:
+        return node
+    return MappingNode(node.place, (Entry(node.place, short.field.key, node),))
+
+
 def _is_null(node: Node) -> bool:
     return isinstance(node, Scalar) and node.is_null
 
@@ -222,9 +250,11 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= _SHOWN_CHARACTERS_MAX else f"{text[:_SHOWN_CHARACTERS_MAX]}…")
 
 
-def _meant(key: str, known: Iterable[str]) -> str:
-    """What somebody may have meant by a key that does not exist here: one at another place, or a like one here."""
-    for field in ROOT.fields:
-        if isinstance(field.spec, Section) and any(key == each.key for each in field.spec.fields):
-            return f"did you mean {join(field.key, key)}?"
-    return did_you_mean(key, known) or f"there are: {one_of(known)}"
+def _meant(key: str, path: str, here: Mapping[str, Field]) -> str:
+    """What somebody may have meant by a key that does not exist at `path`: one a level below, one of another section,
+    or a like one here."""
+    for above, fields in ((path, here.values()), ("", ROOT.fields)):
+        for field in fields:
+            if isinstance(field.spec, Section) and any(key == each.key for each in field.spec.fields):
+                return f"did you mean {join(join(above, field.key), key)}?"
+    return did_you_mean(key, here) or f"there are: {one_of(here)}"

@@ -31,6 +31,17 @@ class Mistake(Struct, frozen=True):
         return " ".join((f"{said} ({self.hint})" if self.hint else said).splitlines())
 
 
+class Complaint(Struct, frozen=True):
+    """A mistake that does not know its place yet: about `path`, and drawn from the values of `path` and `also`.
+    `shows`: what stands at `path` in the file belongs to the message."""
+
+    path: str
+    message: str
+    hint: str | None = None
+    also: tuple[str, ...] = ()
+    shows: bool = False
+
+
 class SettingsError(Exception):
     """The settings cannot be used. `mistakes` holds all of them, in the order of the file; `str` one per line."""
 

@@ -62,9 +62,10 @@ class Address(Struct, frozen=True):
 
 
 class ServerSettings(Struct, frozen=True, kw_only=True):
-    """The side that faces clients. Every size and every wait of a client has its bound here."""
+    """The side that faces clients. Every size and every wait of a client has its bound here. `allow_unauthenticated`:
+    also other machines are served although nobody is asked for a key."""
 
-    listen: Address = Address("0.0.0.0", 8080)
+    listen: Address = Address("127.0.0.1", 8080)
     admin: Address = Address("127.0.0.1", 9090)
     workers: int = 1
     state_dir: str = ".edgegw"
@@ -159,14 +160,19 @@ class AllowSettings(Struct, frozen=True, kw_only=True):
 
 
 class KeySettings(Struct, frozen=True, kw_only=True):
-    """A key of a tenant, by the SHA-256 (32 bytes) of the whole credential. `expires_ns` is Unix nanoseconds.
-    `acts_for`: tenants that its requests may name instead of its own, `*` for any."""
+    """A key of a tenant, by the SHA-256 (32 bytes) of the whole credential. `name` is unique within the tenant and has
+    no dot. `expires_ns` is Unix nanoseconds. `acts_for`: tenants that its requests may name instead of its own, `*` for
+    any."""
 
     name: str
     digest: bytes
     expires_ns: int | None = None
     acts_for: tuple[str, ...] = ()
     limits: OwnLimits = OwnLimits()
+
+    def __repr__(self) -> str:
+        """Without the digest, which is nobody's business either."""
+        return f"KeySettings(name={self.name!r}, …)"
 
 
 class TenantSettings(Struct, frozen=True, kw_only=True):
@@ -190,7 +196,8 @@ class JournalSettings(Struct, frozen=True, kw_only=True):
 
 
 class StorageSettings(Struct, frozen=True, kw_only=True):
-    """Where rows and limits are kept. No `database_url`: SQLite in the state directory."""
+    """Where rows and limits are kept. No `database_url`: SQLite in the state directory. `redis_url` is one that
+    `redis_address.parse_redis` takes apart; None: each gateway keeps its own limits."""
 
     database_url: str | None = None
     redis_url: Secret | None = None

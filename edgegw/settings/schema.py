@@ -13,11 +13,13 @@ from typing import Any
 from msgspec import NODEFAULT
 from msgspec.structs import fields as struct_fields
 
-from edgegw.settings.fields import PRESETS, PROVIDER, ROOT, ROUTE, Field, Named, Section, Several, Spec
+from edgegw.settings.fields import PRESETS, PROVIDER, ROOT, ROUTE
+from edgegw.settings.specs import Field, Named, Section, Several, Shorthand, Spec
+from edgegw.settings.tenant_fields import OWN_LIMITS
 from edgegw.settings.values import Kind
 
 # Sections that stand in many places, or are long, get a name of their own.
-_DEFINITIONS = {"provider": PROVIDER, "route": ROUTE}
+_DEFINITIONS = {"provider": PROVIDER, "route": ROUTE, "own_limits": OWN_LIMITS}
 _EXPRESSION = {"type": "string", "pattern": r"\$\{[^}]*\}"}
 _NOTHING = {"type": "null"}
 
@@ -38,7 +40,8 @@ def default(section: Section, field: Field) -> Any:
     value = _defaults(section.shape).get(field.attribute)
     if value is None or field.required or not isinstance(field.spec, Kind):
         return None
-    return value if isinstance(value, int) and field.spec.show is str else field.spec.show(value)
+    as_it_is = isinstance(value, bool) or (isinstance(value, int) and field.spec.show is str)
+    return value if as_it_is else field.spec.show(value)
 
 
 def _defaults(shape: type[Any]) -> dict[str, Any]:
@@ -74,15 +77,18 @@ def _spec(spec: Spec, *, optional: bool) -> dict[str, Any]:
         case Section():
             name = next((name for name, section in _DEFINITIONS.items() if section is spec), None)
             document = {"$ref": f"#/$defs/{name}"} if name else _section(spec)
+        case Shorthand():
+            document = {"anyOf": [_spec(spec.field.spec, optional=False), _section(spec.section)]}
         case Named():
+            may_be_empty = isinstance(spec.item, Section) and not spec.item.has_required
             document = {
                 "type": "object",
                 "propertyNames": spec.name.schema,
-                "additionalProperties": _spec(spec.item, optional=False),
+                "additionalProperties": _spec(spec.item, optional=may_be_empty),
                 **({} if optional else {"minProperties": 1}),
             }
         case Several():
-            document = {"type": "array", "minItems": 1, "items": _spec(spec.item, optional=False)}
+            document = {"type": "array", "minItems": spec.least, "items": _spec(spec.item, optional=False)}
     return {"anyOf": [document, _NOTHING]} if optional else document
 
 

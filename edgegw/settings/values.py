@@ -1,4 +1,4 @@
-"""How one scalar is read: numbers, durations, sizes, words, names, secrets, targets.
+"""How one scalar is read: numbers, durations, sizes, times, words, names, secrets, digests, targets.
 
 A `Kind` reads the text of a scalar as it stands in the file (after interpolation), so the field decides what a text
 means: `0123` is a bad number but a good key. Pure functions from text to value; each raises ValueError with a reason
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from msgspec import Struct
@@ -24,12 +25,22 @@ _WHOLE = re.compile(r"0|[1-9][0-9]*")
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(ms|s|m|h)?")
 _SIZE = re.compile(r"([0-9]{1,15}) ?(B|KiB|MiB|GiB)?")
 _VISIBLE = re.compile(r"[!-~]+")
+_DIGEST = re.compile(r"sha256:([0-9A-Fa-f]{64})")
+_MOMENT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}:[0-9]{2}Z)?")
+_MOMENT_YEARS = range(1970, 2262)  # whose nanoseconds fit 63 bits, as they do everywhere else
+
+HOW_TO_DIGEST = 'make it with: edgegw keys hash, or printf %s "$KEY" | sha256sum; write sha256: before it'
+
+
+def _no_hint(text: str) -> str | None:
+    return None
 
 
 class Kind(Struct, frozen=True, kw_only=True):
     """What a scalar is. `expected` finishes the sentence "expected …"; `schema` says it to editors; `show` is the way
     back from a value to a text that `read` takes. `bare`: a quoted text is a string, and this is not one. `private`:
-    mistakes do not show the text. `names`: all that is allowed, for a did-you-mean."""
+    mistakes do not show the text. `names`: all that is allowed, for a did-you-mean; `hint`: what else to say about a
+    text that cannot be read."""
 
     expected: str
     read: Callable[[str], Any]
@@ -38,6 +49,7 @@ class Kind(Struct, frozen=True, kw_only=True):
     bare: bool = False
     private: bool = False
     names: tuple[str, ...] = ()
+    hint: Callable[[str], str | None] = _no_hint
 
 
 def whole(low: int, high: int) -> Kind:
@@ -83,6 +95,25 @@ def choice(*names: str) -> Kind:
         return text
 
     return Kind(expected=f"one of {', '.join(names)}", read=read, schema={"enum": list(names)}, names=names)
+
+
+def boolean() -> Kind:
+    """`true` or `false`, and none of YAML's older words for them."""
+    words = {"true": True, "false": False}
+
+    def read(text: str) -> bool:
+        if text not in words:
+            raise ValueError
+        return words[text]
+
+    return Kind(
+        expected="true or false",
+        read=read,
+        schema={"type": "boolean"},
+        show=lambda value: "true" if value else "false",
+        bare=True,
+        names=tuple(words),
+    )
 
 
 def duration(low: str, high: str) -> Kind:
@@ -148,6 +179,74 @@ def matching(pattern: str, expected: str) -> Kind:
         return text
 
     return Kind(expected=expected, read=read, schema={"type": "string", "pattern": f"^(?:{pattern})$"})
+
+
+def label() -> Kind:
+    """The name of a route: visible ASCII, because it is told in a reply header."""
+    return matching("[!-~]{1,200}", "a name of at most 200 visible ASCII characters")
+
+
+def printable(characters_max: int, expected: str) -> Kind:
+    """A name in any script. (Editors are told of control characters only: their patterns do not know all the rest.)"""
+
+    def read(text: str) -> str:
+        if not text or len(text) > characters_max or not text.isprintable():
+            raise ValueError
+        return text
+
+    return Kind(
+        expected=f"{expected}: printable, at most {characters_max} characters",
+        read=read,
+        schema={"type": "string", "pattern": f"^[^\\x00-\\x1f\\x7f-\\x9f]{{1,{characters_max}}}$"},
+    )
+
+
+def moment() -> Kind:
+    """A day, which is its first moment in UTC, or a time in UTC. Read to Unix nanoseconds."""
+
+    def read(text: str) -> int:
+        if not _MOMENT.fullmatch(text):
+            raise ValueError
+        try:
+            found = datetime.fromisoformat(text.removesuffix("Z")).replace(tzinfo=UTC)
+        except ValueError:
+            raise ValueError("there is no such day or time") from None
+        if found.year not in _MOMENT_YEARS:
+            raise ValueError(f"must be from {_MOMENT_YEARS.start} to {_MOMENT_YEARS.stop - 1}")
+        return int(found.timestamp()) * 1_000_000_000
+
+    return Kind(
+        expected="a day such as 2027-01-01, or a time such as 2027-01-01T12:00:00Z",
+        read=read,
+        schema={"type": "string", "pattern": f"^{_MOMENT.pattern}$"},
+        show=show_moment,
+    )
+
+
+def show_moment(wall_ns: int) -> str:
+    """The way back from `moment`."""
+    text = datetime.fromtimestamp(wall_ns // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return text.removesuffix("T00:00:00Z")
+
+
+def digest() -> Kind:
+    """`sha256:` and 64 hexadecimal digits, read to 32 bytes. Never shown: whoever wrote something else here may well
+    have written the key itself."""
+
+    def read(text: str) -> bytes:
+        found = _DIGEST.fullmatch(text)
+        if not found:
+            raise ValueError
+        return bytes.fromhex(found[1])
+
+    return Kind(
+        expected="the digest of a key, sha256: and 64 hexadecimal digits",
+        read=read,
+        schema={"type": "string", "pattern": f"^{_DIGEST.pattern}$"},
+        show=lambda _: "sha256:***",
+        private=True,
+        hint=lambda _: HOW_TO_DIGEST,
+    )
 
 
 def secret() -> Kind:
