@@ -114,6 +114,9 @@ class Accounts:
             return
         if account.local is None and self._open:
             account.settle(difference)
+            if not account.active:  # nobody here has use for it: at once to where others find it
+                self._give_back(account, account.surplus(idle=True))
+                return
         else:
             now_s = self._clock.now()
             account.go_local(self._shares, now_s)
