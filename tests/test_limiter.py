@@ -111,6 +111,22 @@ async def test_what_a_lone_request_owes_is_told_at_once(bench: Bench) -> None:
     assert bench.hand.take_sent() == [GiveBack(T, -150, -150)]
 
 
+async def test_what_is_settled_at_rest_after_the_end_of_a_day_is_not_given_to_the_next() -> None:
+    bench = Bench(limits={"tpm": 6000, "day": 9000})
+    bench.ready()
+    task = await bench.ask(100)
+    bench.offer(100, 5900)
+    bench.offer(100, 8900, code="day", resets_s=1.0)
+    reservation = await task
+    bench.checks(4)
+    assert not bench.accounts._rotation, "nothing looks after the accounts"
+    bench.hand.take_sent()
+    bench.clock.jump(1.0)
+    reservation.settle(70)
+    assert bench.hand.take_sent() == [GiveBack(T, 30, 30), GiveBack(meter("day"), 0, 30)]
+    bench.limiter.close()
+
+
 async def test_use_is_topped_up_ahead_of_need(bench: Bench) -> None:
     """From the second tenth of a second on, that is; the first could be of a lone request."""
     for _ in range(2):

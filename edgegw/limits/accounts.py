@@ -115,6 +115,7 @@ class Accounts:
         if account.local is None and self._open:
             account.settle(difference)
             if not account.active:  # nobody here has use for it: at once to where others find it
+                self._drop_outdated(account, self._clock.now())
                 self._give_back(account, account.surplus(idle=True))
                 return
         else:
