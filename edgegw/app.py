@@ -48,7 +48,7 @@ from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
 from edgegw.leg import LegWaits
 from edgegw.limits import tally
-from edgegw.limits.accounts import METERS_MAX, Accounts
+from edgegw.limits.accounts import TALLY_CELLS, Accounts
 from edgegw.limits.authority import MemoryAuthority
 from edgegw.limits.limiter import Limiter
 from edgegw.limits.memory_file import MemoryFile
@@ -136,7 +136,7 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
     )
     channel = ChannelClient(str(state_dir / "control.sock"), slot, os.getpid())
     tally_file = tally.path(state_dir, slot, os.getpid())
-    accounts = Accounts(channel, clock, server_settings.workers, tally.create(tally_file, METERS_MAX))
+    accounts = Accounts(channel, clock, server_settings.workers, tally.create(tally_file, TALLY_CELLS))
     rules = Rules(settings)
     limiter = Limiter(accounts, rules, clock)
     estimator = TokenEstimator()
