@@ -62,7 +62,7 @@ class ControlProcess:
         else:
             await self.shipper.stop(SHIP_TIMEOUT_S)
         if self.memory is not None:
-            self.memory.save()
+            self.memory.save(leaving=True)
         await self.channel.close()
         self.admin.drain()
         self.admin.abort()
