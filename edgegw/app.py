@@ -10,16 +10,19 @@ import gc
 import logging
 import os
 import random
+import secrets
 import socket
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 
 from edgegw import endpoints, supervisor
+from edgegw.access import Access, Doorkeeper
 from edgegw.attempts import Attempts, Upstream
 from edgegw.breaker import BreakerPolicy
 from edgegw.channel import ChannelClient
@@ -31,10 +34,14 @@ from edgegw.gateway import Gateway
 from edgegw.http.client_connection import Waits
 from edgegw.http.dial import Dialer, Proxies, Proxy, Resolver, tls_context
 from edgegw.http.outbox import Outbox
-from edgegw.http.request import RequestLimits
+from edgegw.http.request import Request, RequestLimits
 from edgegw.http.server import Server
 from edgegw.http.upstream import Pool, PoolLimits
 from edgegw.http.watch import Watch
+from edgegw.keys.feed import KeyFeed
+from edgegw.keys.sqlite import SqliteKeys
+from edgegw.keys.subscriber import KeySubscriber
+from edgegw.keys.table import KeyTable, settings_keys
 from edgegw.ledger.journal import JOURNAL_DIR, Journal, bytes_on_disk
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.shipper import Shipper
@@ -49,11 +56,15 @@ from edgegw.limits.rules import Rules
 from edgegw.providers import registry
 from edgegw.retry import RetryBudget
 from edgegw.routing import Router
-from edgegw.settings import ProviderSettings, ServerSettings, Settings
+from edgegw.settings import ProviderSettings, Secret, ServerSettings, Settings, parse_redis
 from edgegw.telemetry import names
-from edgegw.telemetry.metrics import Metrics
+from edgegw.telemetry.metrics import Figure, Metrics
+from edgegw.telemetry.names import Family
 from edgegw.tokens import TokenEstimator
 from edgegw.worker import Worker
+
+if TYPE_CHECKING:
+    from edgegw.limits.redis.authority import RedisAuthority
 
 # A worker makes hardly any cycles: looking for them often costs more than it finds.
 GC_THRESHOLDS = (50_000, 20, 100)
@@ -130,10 +141,18 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
     limiter = Limiter(accounts, rules, clock)
     estimator = TokenEstimator()
     outbox = Outbox(loop.call_soon)
+    closed = settings.auth == "keys"
+    gate: Callable[[Request], None] = endpoints.gate
+    keys: KeySubscriber | None = None
+    if closed:
+        table = KeyTable(settings_keys(settings.tenants))
+        keys = KeySubscriber(channel, table, rules, limiter.rules_changed)
+        gate = closed_gate(Doorkeeper(table, clock.wall_ns, keys.complete))
     upstreams = build_upstreams(settings, rules, clock, outbox)
     attempts = Attempts(upstreams, journal, watch, clock, rng.random, loop, BreakerPolicy(), estimator)
     gateway = Gateway(
         Router(settings.use_cases, settings.models, settings.default, settings.providers),
+        Access(settings.tenants, closed=closed),
         limiter,
         estimator,
         attempts,
@@ -143,7 +162,7 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         total_timeout_s=server_settings.total_timeout_s,
         in_flight_max=server_settings.in_flight_max,
     )
-    server = build_server(loop, watch, gateway.serve, endpoints.gate, server_settings, outbox)
+    server = build_server(loop, watch, gateway.serve, gate, server_settings, outbox)
     return Worker(
         clock,
         watch,
@@ -155,8 +174,19 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         channel,
         journal,
         tally_file,
+        keys,
         server_settings.drain_timeout_s,
     )
+
+
+def closed_gate(doorkeeper: Doorkeeper) -> Callable[[Request], None]:
+    """What judges a head where keys are asked for: first where it wants to go, then who comes."""
+
+    def gate(request: Request) -> None:
+        endpoints.gate(request)
+        doorkeeper.check(request)
+
+    return gate
 
 
 def build_server(
@@ -228,17 +258,47 @@ def _run_control(settings: Settings, admin: socket.socket, channel: socket.socke
     return uvloop.run(main())
 
 
+def build_redis_authority(url: Secret, rules: Rules, clock: SystemClock) -> RedisAuthority:
+    """What it is made of is imported here: a gateway without Redis does not load a Redis client, nor need one."""
+    try:
+        from edgegw.limits.redis import script
+        from edgegw.limits.redis.authority import RedisAuthority
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"storage.redis_url needs {error.name}: pip install 'edgegw[redis]'") from None
+
+    replica = secrets.token_hex(8)
+    return RedisAuthority(parse_redis(url.reveal()), script.shipped(), rules.limit, rules.without_redis, clock, replica)
+
+
+def redis_figures(authority: RedisAuthority) -> dict[Family, Callable[[], Figure]]:
+    tally = authority.tally
+    return {
+        names.REDIS_CALLS: lambda: tally.calls,
+        names.REDIS_OPERATIONS: lambda: tally.operations,
+        names.REDIS_CALL_SECONDS: lambda: tally.answered_s,
+        names.REDIS_FAILURES: lambda: {(kind,): count for kind, count in sorted(tally.failures.items())},
+        names.REDIS_AWAY: lambda: authority.away_s > 0,
+        names.REDIS_ABSENCES: lambda: tally.absences,
+        names.REDIS_REPLICAS: lambda: authority.replicas,
+    }
+
+
 def build_control(settings: Settings, channel: socket.socket, loop: asyncio.AbstractEventLoop) -> ControlProcess:
     clock = SystemClock()
     watch = Watch(loop, clock.now)
     state_dir = Path(settings.server.state_dir)
-    authority = MemoryAuthority(Rules(settings).limit, clock)
-    channel_server = ChannelServer(channel, authority, clock.wall_ns(), state_dir)
-    memory = MemoryFile(state_dir, authority, channel_server.unspent)
-    memory.load()
+    rules = Rules(settings)
+    in_memory = MemoryAuthority(rules.limit, clock)
+    redis_url = settings.storage.redis_url
+    shared = None if redis_url is None else build_redis_authority(redis_url, rules, clock)
+    channel_server = ChannelServer(channel, shared or in_memory, clock.wall_ns(), state_dir)
+    memory = MemoryFile(state_dir, in_memory, channel_server.unspent) if shared is None else None
+    if memory is not None:
+        memory.load()
     shipper: Shipper
     metrics = Metrics(
         {
+            **({} if shared is None else redis_figures(shared)),
             names.LEDGER_LAG: lambda: shipper.lag_s,
             names.LEDGER_ROWS: lambda: shipper.tally.rows,
             names.LEDGER_ERRORS: lambda: shipper.tally.errors,
@@ -246,7 +306,8 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
             names.JOURNAL_BYTES: lambda: bytes_on_disk(state_dir / JOURNAL_DIR),
         }
     )
-    store = SqliteStore(Path(settings.sqlite_path), migrations("sqlite"), clock)
+    known = migrations("sqlite")
+    store = SqliteStore(Path(settings.sqlite_path), known, clock)
     shipper = Shipper(state_dir, store, clock, [metrics.observe])
     control: ControlProcess
 
@@ -255,13 +316,19 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
 
     handler = Admin(lambda: control.readiness(), render)
     server = build_server(loop, watch, handler.serve, admin_gate, settings.server, Outbox())
+    keys: KeyFeed | None = None
+    if settings.auth == "keys":
+        key_store = SqliteKeys(Path(settings.sqlite_path), known, clock.wall_ns)
+        keys = KeyFeed(key_store, channel_server, rules, clock)
     control = ControlProcess(
         watch,
         channel_server,
         memory,
+        shared,
         shipper,
         store,
         server,
+        keys,
         settings.server.workers,
     )
     return control

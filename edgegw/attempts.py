@@ -1,16 +1,17 @@
 """The loop over targets: open, gate, commit, relay, fail, next.
 
-One `run` per exchange. Each turn asks one target once (a leg, see leg.py and relay.py) and closes the attempt's books;
-what follows from a failure is decided by retry.py and breaker.py, which know no I/O. Once the client has bytes nothing
-is tried again, whatever happens.
+One `run` per exchange. Each turn asks one target once (a leg, see leg.py and relay.py); what follows from a failure is
+decided by retry.py and breaker.py, which know no I/O. Once the client has bytes nothing is tried again.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct, structs
 
 from edgegw import retry
 from edgegw.breaker import NOBODY, Breaker, BreakerPolicy, Pass, State, choose, ready_from
@@ -72,8 +73,7 @@ class Ladder:
     breakers: list[Breaker]
 
 
-@dataclass(slots=True, eq=False)
-class Try:
+class Try(Struct, eq=False):
     """One attempt while it is under way, and what came of it."""
 
     attempt: Attempt
@@ -192,6 +192,7 @@ class Attempts:
             )
             if decision.action is retry.Action.GIVE_UP:
                 raise final_error(fault)
+            self._books.attempt(exchange, current.attempt)  # the last one is written with the end
             if decision.action is retry.Action.RETRY_SAME:
                 leave = await self._back_off(decision.delay_s, upstream.budget, exchange, breaker)
                 if leave:
@@ -276,7 +277,7 @@ class Attempts:
         return attempt
 
     def _end(self, current: Try, exchange: Exchange, ask: Ask, breaker: Breaker, leave: Pass, reply: Reply) -> None:
-        """Stamps the attempt, tells the breaker, writes the record. Never raises, awaits nothing."""
+        """Stamps the attempt and tells the breaker. Never raises, awaits nothing."""
         attempt, leg, fault = current.attempt, current.leg, current.fault
         now_s = self._now()
         started_s = attempt.started_s
@@ -299,7 +300,6 @@ class Attempts:
             breaker.released(leave)
         else:
             breaker.succeeded(now_s, leave)
-        self._books.attempt(exchange, attempt)
 
     def _count(self, current: Try, attempt: Attempt, leg: Leg, exchange: Exchange, ask: Ask) -> None:
         """What the attempt used: the provider's own count, else ours of what was seen of its answer, marked so."""
@@ -314,7 +314,7 @@ class Attempts:
         elif 200 <= leg.status < 300 and leg.events:
             # Broken off: a usage that came before the end (Anthropic's message_start) is only that of the prompt.
             seen = usage or Usage(self._estimator.prompt_tokens(attempt.target.model, ask.body))
-            usage = attempt.usage = replace(seen, output=max(seen.output, leg.events), estimated=True)
+            usage = attempt.usage = structs.replace(seen, output=max(seen.output, leg.events), estimated=True)
         if usage is not None:
             total = exchange.usage
             exchange.usage = usage if total is None else total + usage

@@ -24,11 +24,13 @@ from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 
+from edgegw.keys.table import Key
 from edgegw.limits.words import GiveBack, Offer, Recall, Spent, Want
 
 VERSION = 2  # of the messages; both ends come from the same installation except while it is being replaced
 FRAME_BYTES_MAX = 1 << 20
-# Of at most 2 KiB each (the names of a tenant and of a model's pattern have at most 256 characters): a frame fits.
+# Of at most 2 KiB each (the names of a tenant and of a model's pattern have at most 256 characters): a frame fits. Keys
+# can be longer, and then there are fewer of them in a frame.
 MESSAGES_PER_FRAME_MAX = 512
 UNREAD_BYTES_MAX = 1 << 20  # waiting for a reader that does not read: thousands of messages, so it hangs; cut it off
 HELLO_WITHIN_S = 1.0  # the whole handshake takes microseconds; a process that takes so long is stopped or starting
@@ -64,7 +66,20 @@ class Drain(msgspec.Struct, array_like=True, tag=19, gc=False):
     """Control: take no new connections, finish what is open, leave."""
 
 
-Message = Want | Offer | GiveBack | Spent | Recall | Hello | Ready | Shares | Drain
+class KeyIs(msgspec.Struct, array_like=True, tag=20, gc=False):
+    """Control: a key of the database, new or changed."""
+
+    key: Key
+
+
+class KeysComplete(msgspec.Struct, array_like=True, tag=21, gc=False):
+    """Control: you know all keys of the database as of its change number `version`. Said for the first time after
+    `Ready`: and a key that you were not told of since then is gone."""
+
+    version: int
+
+
+Message = Want | Offer | GiveBack | Spent | Recall | Hello | Ready | Shares | Drain | KeyIs | KeysComplete
 M = TypeVar("M", bound=Message)
 
 
@@ -83,12 +98,20 @@ class Frames:
         self._encode = msgspec.msgpack.Encoder().encode
 
     def encode(self, messages: list[Message]) -> bytes:
-        """As many frames as it takes."""
+        """As many frames as it takes, each within its bound."""
         frames: list[bytes] = []
         for start in range(0, len(messages), MESSAGES_PER_FRAME_MAX):
-            payload = self._encode(messages[start : start + MESSAGES_PER_FRAME_MAX])
-            frames += (len(payload).to_bytes(4, "big"), payload)
+            self._frame(messages[start : start + MESSAGES_PER_FRAME_MAX], frames)
         return b"".join(frames)
+
+    def _frame(self, messages: list[Message], frames: list[bytes]) -> None:
+        payload = self._encode(messages)
+        if len(payload) > FRAME_BYTES_MAX and len(messages) > 1:
+            half = len(messages) // 2
+            self._frame(messages[:half], frames)
+            self._frame(messages[half:], frames)
+        else:
+            frames += (len(payload).to_bytes(4, "big"), payload)
 
     def feed(self, data: bytes) -> list[Message]:
         """The messages that are whole by now. Raises ChannelError at a frame that is too long or not understood."""

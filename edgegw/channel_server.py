@@ -39,6 +39,7 @@ class ChannelServer:
         self.state_dir = state_dir
         self.links: set[ControlLink] = set()  # that said hello
         self.slow_readers = 0  # cut off so far
+        self.on_joined: list[Callable[[ControlLink], None]] = []  # called with each worker that has said hello
         self._sock = sock
         self._accepted: set[ControlLink] = set()
         self._server: asyncio.AbstractServer | None = None
@@ -81,6 +82,8 @@ class ChannelServer:
         link.send(Ready(self.epoch, len(self.links)))
         for other in self.links - {link}:
             other.send(Shares(len(self.links)))
+        for handler in self.on_joined:
+            handler(link)
 
     def left(self, link: ControlLink) -> None:
         self._accepted.discard(link)
@@ -110,9 +113,23 @@ class ControlLink(Link):
         }
         self.hello: Hello | None = None
         self.gone: asyncio.Future[None] = loop.create_future()
+        self._room = asyncio.Event()
+        self._room.set()
 
     def opened(self) -> None:
         self._server.accepted(self)
+
+    def pause_writing(self) -> None:
+        self._room.clear()
+
+    def resume_writing(self) -> None:
+        self._room.set()
+
+    async def room(self) -> None:
+        """Until the worker has read (most of) what was sent to it. For who has more to say than fits UNREAD_BYTES_MAX.
+        Cancelled, or for ever, when it is gone."""
+        await asyncio.sleep(0)  # what was sent in this turn is written at its end
+        await self._room.wait()
 
     def heard(self, message: Message) -> None:
         if type(message) is Hello:

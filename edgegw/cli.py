@@ -10,8 +10,11 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -21,8 +24,10 @@ if TYPE_CHECKING:
     from edgegw.ledger.listing import Table
     from edgegw.settings import Settings
 
+F = TypeVar("F", bound=Callable[..., Any])
 EXIT_SETTINGS = 2
 PORT = click.IntRange(0, 65_535)
+COUNT = click.IntRange(1, 10**12)  # of a limit, as in the settings
 
 config_option = click.option("--config", "-c", metavar="FILE", help="Settings file [EDGEGW_CONFIG, ./edgegw.yaml].")
 db_option = click.option("--db", metavar="FILE", help="The SQLite file [the one that the settings name].")
@@ -31,7 +36,19 @@ limit_option = click.option(
 )
 since_option = click.option("--since", metavar="TIME", help="Since then: 15m, 24h, 7d, or 2026-11-22T10:00 (UTC).")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+own_limits = (
+    click.option("--tokens-per-minute", type=COUNT, help="Input and output together."),
+    click.option("--requests-per-minute", type=COUNT, help="Requests begun."),
+    click.option("--concurrent-requests", type=COUNT, help="Requests at once."),
+    click.option("--tokens-per-day", type=COUNT, help="From midnight to midnight, UTC."),
+    click.option("--tokens-per-month", type=COUNT, help="From the first of the month, UTC."),
+)
 follow_option = click.option("--follow", "-f", is_flag=True, help="Go on with what comes.")
+
+
+def _with(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
+    """Several options as one decorator, in their order."""
+    return lambda function: reduce(lambda decorated, option: option(decorated), reversed(options), function)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -160,6 +177,117 @@ def attempts(
 ) -> None:
     """List provider attempts: each primary, retry and fallback."""
     _list("provider_attempts", config, db, since, limit, as_json, follow, request_id=request_id)
+
+
+@main.group()
+def keys() -> None:
+    """Make, list and end the keys of tenants.
+
+    They are kept in the database; a running gateway follows within a second. See docs/keys.md.
+    """
+
+
+@keys.command()
+@config_option
+@db_option
+@click.option("--tenant", "-t", required=True, help="Whose key it is.")
+@click.option("--name", default="", help="What it is for, to tell it from the tenant's others.")
+@click.option("--expires", metavar="TIME", help="90d, 12h, or 2027-01-01 (UTC) [never].")
+@click.option("--acts-for", multiple=True, metavar="TENANT", help="It may name this tenant as well, * any. Repeatable.")
+@_with(own_limits)
+def create(
+    config: str | None,
+    db: str | None,
+    tenant: str,
+    name: str,
+    expires: str | None,
+    acts_for: tuple[str, ...],
+    **limits: int | None,
+) -> None:
+    """Make a key, and show it: this once."""
+    from edgegw.keys import command
+
+    with _complaints():
+        key, credential = command.create(_database(config, db), tenant, name, expires, acts_for, limits)
+    _show_key(key.id, f"of tenant {key.tenant}, expires: {command.when(key.expires_ns)}", credential)
+
+
+@keys.command("list")
+@config_option
+@db_option
+@click.option("--tenant", "-t", help="Of this tenant only.")
+@json_option
+def list_keys(config: str | None, db: str | None, tenant: str | None, as_json: bool) -> None:
+    """List keys, by what is known of them."""
+    from edgegw.keys import command
+
+    with _complaints():
+        for line in command.lines(_database(config, db), tenant, as_json):
+            click.echo(line)
+
+
+@keys.command()
+@config_option
+@db_option
+@click.argument("key", metavar="ID|PREFIX")
+def revoke(config: str | None, db: str | None, key: str) -> None:
+    """End a key, within a second."""
+    from edgegw.keys import command
+
+    with _complaints():
+        found, before = command.revoke(_database(config, db), key)
+    click.echo(f"{found.id} of tenant {found.tenant} {'was revoked before' if before else 'is revoked'}")
+
+
+@keys.command()
+@config_option
+@db_option
+@click.argument("key", metavar="ID|PREFIX")
+@click.option("--grace", metavar="TIME", default="24h", show_default=True, help="How long the old key still works.")
+@click.option("--expires", metavar="TIME", help="Of the new one [lives as long as the old one was to].")
+def rotate(config: str | None, db: str | None, key: str, grace: str, expires: str | None) -> None:
+    """Make a successor for a key, and show it: this once.
+
+    It has the same tenant, name and limits; the old key works on for a while.
+    """
+    from edgegw.keys import command
+
+    with _complaints():
+        old, new, credential = command.rotate(_database(config, db), key, grace, expires)
+    click.echo(f"{old.id} expires: {command.when(old.expires_ns)}", err=True)
+    _show_key(new.id, f"of tenant {new.tenant}, expires: {command.when(new.expires_ns)}", credential)
+
+
+@keys.command("hash")
+def hash_key() -> None:
+    """Print the sha256 of a key, for the settings file.
+
+    The key is read from a prompt, or from standard input.
+    """
+    from edgegw.keys import command
+
+    given = click.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.read().rstrip("\r\n")
+    with _complaints():
+        click.echo(command.settings_digest(given))
+
+
+def _show_key(id_: str, what: str, credential: str) -> None:
+    """The key alone goes to stdout, for a variable or a secret store; who reads along is told on stderr."""
+    click.echo(f"{id_} {what}; the key is shown this once and kept nowhere:", err=True)
+    click.echo(credential)
+
+
+@contextmanager
+def _complaints() -> Iterator[None]:
+    """What `edgegw keys` cannot do: 2 when an option is at fault, else 1."""
+    from edgegw.keys.command import CommandError
+
+    try:
+        yield
+    except CommandError as error:
+        if error.option is not None:
+            raise click.BadParameter(str(error), param_hint=error.option) from None
+        raise click.ClickException(str(error)) from None
 
 
 def _read(config: str | None) -> Settings:

@@ -50,6 +50,7 @@ KINDS = _table(
     Kind("bad_http", 400, _C, _INVALID, "bad_http"),
     Kind("unauthorized", 401, _C, "authentication_error", "invalid_api_key"),
     Kind("forbidden", 403, _C, "permission_error", "forbidden"),
+    Kind("model_not_allowed", 403, _C, "permission_error", "model_not_allowed"),
     Kind("not_found", 404, _C, _INVALID, "not_found"),
     Kind("model_not_found", 404, _C, _INVALID, "model_not_found"),
     Kind("method_not_allowed", 405, _C, _INVALID, "method_not_allowed"),

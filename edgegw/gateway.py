@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Protocol
 
+import msgspec
 import orjson
 
+from edgegw import phases
+from edgegw.access import Access
 from edgegw.attempts import Attempts, Try
 from edgegw.clock import Clock, uuid7
 from edgegw.dialects import openai_chat
@@ -25,9 +27,9 @@ from edgegw.errors import GatewayError
 from edgegw.exchange import Exchange, Route, State
 from edgegw.http.reply import JSON, Reply
 from edgegw.http.request import Request
+from edgegw.keys.table import Key
 from edgegw.limits.account import Allowance
 from edgegw.limits.limiter import Limiter
-from edgegw.phases import admit
 from edgegw.reply_fields import answer_fields, refusal_fields
 from edgegw.routing import Router
 from edgegw.tokens import TokenEstimator
@@ -71,8 +73,7 @@ class Way(IntEnum):
 _SEND, _END, _FAIL, _NOBODY = Way
 
 
-@dataclass(slots=True, eq=False)
-class Ending:
+class Ending(msgspec.Struct, eq=False, gc=False):
     """What the client still has to be sent when the books are closed, and what they say."""
 
     way: Way
@@ -97,6 +98,7 @@ class Gateway:
     def __init__(
         self,
         router: Router,
+        access: Access,
         limiter: Limiter,
         estimator: TokenEstimator,
         attempts: Attempts,
@@ -108,6 +110,7 @@ class Gateway:
         in_flight_max: int,
     ) -> None:
         self._router = router
+        self._access = access
         self._limiter = limiter
         self._estimator = estimator
         self._attempts = attempts
@@ -122,7 +125,12 @@ class Gateway:
     def serve(self, request: Request, reply: Reply) -> Coroutine[Any, Any, None]:
         """The handler of the server: a request that its head already condemned is handled (and recorded) as well."""
         if request.path == MODELS and request.error is None:
-            return self._list_models(request, reply)
+            try:
+                tenant = self._access.tenant(request, None)
+            except GatewayError as error:
+                request.error = error
+            else:
+                return self._list_models(tenant, reply)
         return self.handle(request, reply)
 
     async def handle(self, request: Request, reply: Reply) -> None:
@@ -130,8 +138,8 @@ class Gateway:
         try:
             self._check(request)
             ask = self._read(request, exchange)
-            tenant = exchange.tenant = admit(ask)
-            route = exchange.route = self._router.resolve(ask.use_case, ask.model)
+            tenant = exchange.tenant = phases.admit(self._access, request, ask)
+            route = exchange.route = phases.route(self._access, self._router, tenant, ask)
             allowance = self._allow(exchange, route)
             tokens = self._estimate(tenant, route, ask)
             limiter, attempts = self._limiter, self._attempts
@@ -154,7 +162,13 @@ class Gateway:
     def _open(self, request: Request) -> Exchange:
         wall_ns = self._wall_ns()
         self.in_flight += 1
-        return Exchange(uuid7(wall_ns, self._dice_74()), wall_ns, self._now(), bytes_in=len(request.body))
+        exchange = Exchange(uuid7(wall_ns, self._dice_74()), wall_ns, self._now(), bytes_in=len(request.body))
+        key: Key | None = request.key
+        if key is None:
+            exchange.tenant = self._access.stranger
+        else:
+            exchange.tenant, exchange.key_id = key.tenant, key.id
+        return exchange
 
     def _check(self, request: Request) -> None:
         if request.error is not None:
@@ -255,8 +269,9 @@ class Gateway:
             grant.settle(usage.total if usage is not None else 0)
         self._books.end(exchange)
 
-    async def _list_models(self, request: Request, reply: Reply) -> None:
-        models = [{"id": name, "object": "model", "created": 0, "owned_by": "edgegw"} for name in self._router.models()]
+    async def _list_models(self, tenant: str, reply: Reply) -> None:
+        names = self._access.models(self._router, tenant)
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": "edgegw"} for name in names]
         reply.send(200, JSON, orjson.dumps({"object": "list", "data": models}))
 
 

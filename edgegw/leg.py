@@ -24,7 +24,6 @@ from edgegw.http.watch import NEVER, Watch
 ERROR_BODY_BYTES_MAX = 64 * 1024
 PLAIN_BODY_BYTES_MAX = 64 * 1024 * 1024
 REQUEST_ID_BYTES_MAX = 128
-_REQUEST_ID_FIELDS = (b"x-request-id", b"request-id")
 
 
 class Stage(IntEnum):
@@ -124,15 +123,15 @@ class Leg(Wakeup):
         self.status = 0
         self.reused = False
         self.upstream_request_id: bytes | None = None
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers: dict[bytes, bytes] = {}
         self.body = b""  # of an error, or of a whole plain reply
         self.fault: UpstreamFault | None = None
         self.gone = False
         self.broken = False  # the connection broke before the reply was whole
         self.first_byte_s: float | None = None
         self.first_token_s: float | None = None
-        self.stamp_s = clock()
-        self.expires_s = min(self.stamp_s + waits.first_byte_s, deadline_s)
+        self.stamp_s = 0.0
+        self.expires_s = NEVER  # until it is sent
 
     @property
     def heard(self) -> Heard | None:
@@ -158,7 +157,7 @@ class Leg(Wakeup):
         self.connection = connection
         self.reply.on_gone = self.client_gone
         self.stamp_s = self._clock()
-        self.expires_s = min(self.stamp_s + self._waits.first_byte_s, self._deadline_s)
+        self._wait_until(self.stamp_s + self._waits.first_byte_s)
         self._watch.add(self)
 
     def cancel(self) -> None:
@@ -168,20 +167,21 @@ class Leg(Wakeup):
 
     # -- the upstream's side (Sink) --
 
-    def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def on_head(self, status: int, headers: dict[bytes, bytes]) -> None:
         self.status = status
         self.headers = headers
         if self.connection is not None:
             self.reused = self.connection.reused
         now_s = self.first_byte_s = self._clock()
         self.stamp_s = now_s
-        for name, value in headers:
-            if name in _REQUEST_ID_FIELDS:
-                self.upstream_request_id = value[:REQUEST_ID_BYTES_MAX]
-            elif name == b"content-encoding" and value.lower() != b"identity":
-                self._set_coding(value.lower())
+        request_id = headers.get(b"x-request-id") or headers.get(b"request-id")  # Anthropic's
+        if request_id is not None:
+            self.upstream_request_id = request_id[:REQUEST_ID_BYTES_MAX]
+        coding = headers.get(b"content-encoding")
+        if coding is not None and coding.lower() != b"identity":
+            self._set_coding(coding.lower())
         self._stage = BODY if 200 <= status < 300 and status != 204 and self.fault is None else ERROR
-        self.expires_s = min(now_s + self._waits.idle_s, self._deadline_s)
+        self._wait_until(now_s + self._waits.idle_s)
 
     def on_fault(self, fault: UpstreamFault) -> None:
         self.connection = None
@@ -209,7 +209,7 @@ class Leg(Wakeup):
             message = f"The provider sent nothing for {self._waits.idle_s:g} s."
             self._break(UpstreamFault("upstream_stalled", message, status=self.status))
         else:
-            self.expires_s = min(quiet_until_s, self._deadline_s)
+            self._wait_until(quiet_until_s)
 
     def client_gone(self) -> None:
         if self._stage is not OVER:
@@ -218,6 +218,10 @@ class Leg(Wakeup):
             self.fire()
 
     # -- pieces --
+
+    def _wait_until(self, at_s: float) -> None:
+        deadline_s = self._deadline_s
+        self.expires_s = at_s if at_s < deadline_s else deadline_s
 
     def _set_coding(self, coding: bytes) -> None:
         """We ask for identity; some send gzip all the same (research: recorded Anthropic streams)."""

@@ -107,22 +107,20 @@ class Router:
         return None if target is None else Route(_header_safe(f"target:{target}"), (target,))
 
     def _no_such_model(self, model: str) -> GatewayError:
-        message = f"The model `{_shown(model)}` does not exist here."
+        message = f"The model `{shown(model)}` does not exist here."
         if len(model) <= GUESSABLE_CHARS_MAX:
             near = [name for name in self._guesses if abs(len(name) - len(model)) <= GUESS_CHARS_APART]
             for guess in get_close_matches(model, near[:GUESSED_AMONG_MAX], n=1):
-                message += f" Did you mean `{_shown(guess)}`?"
+                message += f" Did you mean `{shown(guess)}`?"
         patterns = [pattern.text for pattern in self._patterns]
-        return GatewayError(
-            "model_not_found", f"{message} {_listing('Models', self._listed + patterns)}", param="model"
-        )
+        return GatewayError("model_not_found", f"{message} {listing('Models', self._listed + patterns)}", param="model")
 
     def _nothing_asked(self, use_case: str | None) -> GatewayError:
         message = "The request names no model, and there is no default route."
         if use_case is not None:
-            message = f"The use case `{_shown(use_case)}` does not exist here. {message}"
-            message += f" {_listing('Use cases', list(self._use_cases))}"
-        return GatewayError("missing_parameter", f"{message} {_listing('Models', self._listed)}", param="model")
+            message = f"The use case `{shown(use_case)}` does not exist here. {message}"
+            message += f" {listing('Use cases', list(self._use_cases))}"
+        return GatewayError("missing_parameter", f"{message} {listing('Models', self._listed)}", param="model")
 
 
 class _Pattern(Pattern):
@@ -162,14 +160,14 @@ def _header_safe(name: str) -> str:
     return name[:HEADER_CHARS_MAX]
 
 
-def _shown(word: str) -> str:
+def shown(word: str) -> str:
     """A client's word, fit to be repeated to it and to be logged."""
     cut = word[:SHOWN_CHARS_MAX]
     return "".join(char if char.isprintable() else "?" for char in cut) + ("…" if len(word) > SHOWN_CHARS_MAX else "")
 
 
-def _listing(title: str, names: list[str]) -> str:
+def listing(title: str, names: list[str]) -> str:
     if not names:
         return f"{title}: none."
     more = f" and {len(names) - LISTED_MAX} more" if len(names) > LISTED_MAX else ""
-    return f"{title}: {', '.join(map(_shown, names[:LISTED_MAX]))}{more}."
+    return f"{title}: {', '.join(map(shown, names[:LISTED_MAX]))}{more}."

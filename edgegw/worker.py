@@ -20,6 +20,7 @@ from edgegw.clock import Clock
 from edgegw.gateway import Gateway
 from edgegw.http.server import Server
 from edgegw.http.watch import Watch
+from edgegw.keys.subscriber import KeySubscriber
 from edgegw.ledger.journal import Journal
 from edgegw.limits.limiter import Limiter
 
@@ -28,6 +29,8 @@ VITALS_EVERY_S = 1.0
 PREPARE_EVERY_S = 0.25
 # How long the first request may wait for the control process, so that it finds its limits there.
 CHANNEL_WAIT_S = 1.0
+# The same for its keys: without them it could only be told to come again.
+KEYS_WAIT_S = 1.0
 # After the drain's time is over: for the handlers to write their error events and records.
 CANCEL_WAIT_S = 1.0
 # How often a worker that drains looks whether it is done.
@@ -49,6 +52,7 @@ class Worker:
     channel: ChannelClient
     journal: Journal
     tally: Path
+    keys: KeySubscriber | None  # None: nobody needs a key
     drain_timeout_s: float
 
     async def run(self, listening: socket.socket, lifeline: Lifeline) -> int:
@@ -60,7 +64,8 @@ class Worker:
         self.channel.handle(Drain, lambda _: told_to_go.set())
         self.watch.start()
         self.channel.start()
-        await self.channel.wait_open(CHANNEL_WAIT_S)
+        if await self.channel.wait_open(CHANNEL_WAIT_S) and self.keys is not None:
+            await self.keys.wait_complete(KEYS_WAIT_S)
         await self.server.listen(listening)
         vitals = loop.create_task(self._tell_vitals())
         lifeline.ready()

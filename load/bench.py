@@ -14,13 +14,14 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from load import footprint, plain, report, rounds
-from load.contenders import BASELINES, PEERS, Contender, ContenderError, start_gateway, start_mock
+from load.contenders import BASELINES, PEERS, Contender, ContenderError, start_gateway, start_mock, start_redis
 from load.measure import CpuMeter
 from load.report import Verdict
 from load.rounds import Figures
@@ -42,6 +43,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--only", action="append", choices=_ONLY, help="leave out the rest (may be repeated)")
     parser.add_argument("--peers", action="append", default=[], choices=sorted(PEERS), help="add one (may be repeated)")
+    parser.add_argument("--redis", action="store_true", help="limits in Redis (which runs on the other core)")
     parser.add_argument("--long", action="store_true", help="200,000 requests for the memory figure, not 50,000")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round to FILE as well")
     parser.add_argument("--strict", action="store_true", help="exit 1 when a bar is missed")
@@ -84,23 +86,27 @@ def stop_all(contenders: list[Contender]) -> None:
 
 
 async def bench(asked: argparse.Namespace, starts: Mapping[str, Start], run_dir: Path) -> tuple[Results, list[Verdict]]:
-    """All that was asked for, measured. Progress goes to stderr."""
+    """All that was asked for, measured: the gateway beside whom `starts` starts. Progress goes to stderr."""
     contender_core, load_core = two_cores()
     os.sched_setaffinity(0, {load_core})
     meter = CpuMeter.best()
     only = asked.only or _ONLY
     mock = start_mock(load_core, run_dir)
     contenders: list[Contender] = []
+    redis = start_redis(load_core, run_dir) if asked.redis else None
+    start = partial(start_gateway, redis=redis)
     try:
         await mock.ready()
+        if redis is not None:
+            await redis.ready()
         found: list[Verdict] = []
         if "footprint" in only:
             _say("footprint")
-            found = await footprint.measure(mock, contender_core, run_dir, meter, long=asked.long)
+            found = await footprint.measure(start, mock, contender_core, run_dir, meter, long=asked.long)
         workloads = [workload for workload in WORKLOADS if workload.name in only]
         results: Results = {}
         if workloads:
-            contenders = await start_all(starts, mock, contender_core, run_dir)
+            contenders = await start_all({report.GATEWAY: start, **starts}, mock, contender_core, run_dir)
         for workload in workloads:
             _say(f"{workload.name}: {asked.rounds} rounds of {', '.join(each.name for each in contenders)}")
             results[workload] = await rounds.run(
@@ -108,7 +114,7 @@ async def bench(asked: argparse.Namespace, starts: Mapping[str, Start], run_dir:
             )
         return results, found
     finally:
-        stop_all([*contenders, mock])
+        stop_all([*contenders, mock, *([] if redis is None else [redis])])
 
 
 def _say(what: str) -> None:
@@ -121,7 +127,8 @@ def show(results: Results, found: list[Verdict], asked: argparse.Namespace) -> N
         f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}, "
         f"Python {platform.python_version()}; "
         f"CPU time from /proc/PID/{meter.source}; {asked.rounds} rounds, the lower quartile of each contender; "
-        f"plain requests by {'wrk' if plain.wrk_program() else 'our own client'}\n"
+        f"plain requests by {'wrk' if plain.wrk_program() else 'our own client'}; "
+        f"limits in {'Redis' if asked.redis else 'memory'}\n"
     )
     if results:
         print(report.costs_table(results), report.ratios_table(results), sep="\n\n", end="\n\n")
@@ -161,8 +168,7 @@ def outcome(results: Results, found: list[Verdict], *, strict: bool) -> int:
 
 def main() -> int:
     asked = options()
-    starts: dict[str, Start] = {report.GATEWAY: start_gateway, **BASELINES}
-    starts |= {name: PEERS[name] for name in asked.peers}
+    starts: dict[str, Start] = BASELINES | {name: PEERS[name] for name in asked.peers}
     with tempfile.TemporaryDirectory(prefix="edgegw-bench-") as run_dir:
         try:
             results, found = uvloop.run(bench(asked, starts, Path(run_dir)))

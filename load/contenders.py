@@ -7,6 +7,7 @@ keep-alive to both sides, no buffering, no access log, one worker. The gateway r
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import shutil
@@ -116,6 +117,7 @@ def start_mock(core: int, run_dir: Path) -> Contender:
 
 _GATEWAY_SETTINGS = """\
 version: 1
+auth: keys
 server:
   listen: "127.0.0.1:{port}"
   admin: "127.0.0.1:{admin}"
@@ -127,12 +129,30 @@ providers:
 use_cases:
   plain: {{targets: [openai/{openai_model}]}}
   translated: {{targets: [anthropic/{anthropic_model}]}}
-limits: {{tokens_per_minute: 2000000000}}
+tenants:
+  test:
+    limits: {{tokens_per_minute: 2000000000}}
+    keys: {{load: "sha256:{digest}"}}
+storage: {{redis_url: {redis_url}}}
 """
 
 
-def start_gateway(upstream: int, core: int, run_dir: Path, name: str = "gateway") -> Contender:
-    """`edgegw serve` with one worker, journal, limits and metrics on, SQLite in a directory of its own."""
+def start_redis(core: int, run_dir: Path) -> Contender:
+    """A server that keeps nothing, for the limits that gateways share."""
+    program = shutil.which("redis-server")
+    if not program:
+        raise ContenderError("Redis is not installed (on Debian: apt-get install redis-server)")
+    port = free_port()
+    options = {"--port": port, "--bind": "127.0.0.1", "--save": "", "--appendonly": "no", "--dir": run_dir}
+    command = [program, *(str(word) for option in options.items() for word in option)]
+    return launch("redis", port, command, core=core, run_dir=run_dir)
+
+
+def start_gateway(
+    upstream: int, core: int, run_dir: Path, name: str = "gateway", redis: Contender | None = None
+) -> Contender:
+    """`edgegw serve` with one worker; journal, keys, limits and metrics on; SQLite in a directory of its own. Limits in
+    memory, or in `redis`."""
     port = free_port()
     state_dir = run_dir / f"{name}-state"
     settings = run_dir / f"{name}.yaml"
@@ -144,6 +164,8 @@ def start_gateway(upstream: int, core: int, run_dir: Path, name: str = "gateway"
             upstream=upstream,
             openai_model=OPENAI_MODEL,
             anthropic_model=ANTHROPIC_MODEL,
+            digest=hashlib.sha256(CLIENT_KEY.encode()).hexdigest(),
+            redis_url="null" if redis is None else f'"redis://127.0.0.1:{redis.port}/0"',
         )
     )
 

@@ -10,10 +10,11 @@ import asyncio
 import gc
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from load import plain
-from load.contenders import PORT_POLL_S, Contender, ContenderError, start_gateway, start_nginx
+from load.contenders import PORT_POLL_S, Contender, ContenderError, start_nginx
 from load.measure import CpuMeter, lower_quartile, memory_of, percentile
 from load.report import Verdict
 from load.rounds import Stopwatch
@@ -45,9 +46,14 @@ _BODY_MS_MAX = 3.0
 _GROWTH_MIB_MAX = 2.0
 
 
-async def measure(mock: Contender, core: int, run_dir: Path, meter: CpuMeter, *, long: bool) -> list[Verdict]:
+StartGateway = Callable[[int, int, Path, str], Contender]
+
+
+async def measure(
+    start_gateway: StartGateway, mock: Contender, core: int, run_dir: Path, meter: CpuMeter, *, long: bool
+) -> list[Verdict]:
     """All figures, in the order they are told. Raises ContenderError when the gateway fails its work."""
-    found = [await _start_time(mock, core, run_dir)]
+    found = [await _start_time(start_gateway, mock, core, run_dir)]
     gateway = start_gateway(mock.port, core, run_dir, "footprint")
     nginx: Contender | None = None
     try:
@@ -64,7 +70,7 @@ async def measure(mock: Contender, core: int, run_dir: Path, meter: CpuMeter, *,
     return found
 
 
-async def _start_time(mock: Contender, core: int, run_dir: Path) -> Verdict:
+async def _start_time(start_gateway: StartGateway, mock: Contender, core: int, run_dir: Path) -> Verdict:
     """From exec to the last byte of the first answer, the best of a few."""
     times_s = []
     for number in range(_STARTS):

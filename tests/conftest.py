@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import uvloop
+from redis_rig import module_redises, redis, redises, shared_redis
 from rig import gateway, module_gateways, simulator
 
-__all__ = ["gateway", "module_gateways", "simulator"]
+__all__ = ["gateway", "module_gateways", "module_redises", "redis", "redises", "shared_redis", "simulator"]
 
 
 def pytest_asyncio_loop_factories(

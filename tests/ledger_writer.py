@@ -40,13 +40,21 @@ def main(state_dir: Path, life: int, seed: int) -> None:
         exchange = dice.choice(going)
         attempt = exchange.attempts[-1]
         finish(attempt, error="upstream_error" if dice.random() < 0.3 else None)
+        goes_on = attempt.error_kind and attempt.number < 3
+        if not goes_on and dice.random() < 0.6:  # as a gateway does it: both at once
+            conclude(exchange)
+            journal.end(exchange)
+            say("a", exchange.id, attempt.number)
+            say("e", exchange.id, exchange.state)
+            going.remove(exchange)
+            continue
         journal.attempt(exchange, attempt)
         say("a", exchange.id, attempt.number)
-        if attempt.error_kind and attempt.number < 3:
+        if goes_on:
             attempt = make_attempt(exchange, "fallback", OTHER, "upstream_error")
             journal.try_(exchange, attempt)
             say("t", exchange.id, attempt.number)
-        elif dice.random() < 0.9:
+        elif dice.random() < 0.8:
             conclude(exchange)
             journal.end(exchange)
             say("e", exchange.id, exchange.state)

@@ -87,7 +87,7 @@ class Pool:
 
     def _play(self, leg: Leg, status: int) -> None:
         sink = cast(Any, leg)
-        sink.on_head(status, [(b"content-type", b"application/json"), (b"x-request-id", b"r1")])
+        sink.on_head(status, {b"content-type": b"application/json", b"x-request-id": b"r1"})
         sink.on_body(GOOD if status == 200 else b'{"error":{"message":"no","type":"server_error","code":null}}')
         sink.on_end()
 
@@ -159,7 +159,8 @@ class Rig:
         assert self.attempts.breakers_open == 0
         begun = [line[1] for line in self.books.lines if line[0] in ("begin", "try")]
         ended = [line[1] for line in self.books.lines if line[0] not in ("begin", "try")]
-        assert begun == ended == [attempt.number for attempt in self.exchange.attempts]
+        assert begun == [attempt.number for attempt in self.exchange.attempts]
+        assert ended in (begun, begun[:-1])  # the last one is written with the end of the exchange
 
 
 async def test_one_answer_is_one_attempt() -> None:
@@ -167,8 +168,8 @@ async def test_one_answer_is_one_attempt() -> None:
     last = await rig.start()
     assert last.answer is not None
     assert last.answer.body == GOOD
-    assert rig.books.lines == [("begin", 1, None), ("primary", 1, None)]
-    assert rig.exchange.usage is not None
+    assert rig.books.lines == [("begin", 1, None)]
+    assert rig.exchange.attempts[0].usage is rig.exchange.usage is not None
     assert rig.exchange.usage.total == 4
     assert rig.exchange.attempts[0].upstream_request_id == "r1"
     rig.assert_even()
@@ -185,8 +186,11 @@ async def test_retry_then_fallback_within_the_cap() -> None:
         ("retry", 500, "upstream_error"),
         ("fallback", 200, None),
     ]
-    assert [line for line in rig.books.lines if line[0] == "try"] == [
+    assert rig.books.lines == [
+        ("begin", 1, None),
+        ("primary", 1, "upstream_error"),
         ("try", 2, "upstream_error"),
+        ("retry", 2, "upstream_error"),
         ("try", 3, "upstream_error"),
     ]
     rig.assert_even()
@@ -226,7 +230,8 @@ async def test_a_cancelled_exchange_takes_its_connection_along_and_closes_its_bo
     rig.errand.cancel()
     assert outcome.cancelled()
     assert rig.pools["a"].lines[0].aborted
-    assert rig.books.lines == [("begin", 1, None), ("primary", 1, "draining")]
+    assert rig.books.lines == [("begin", 1, None)]
+    assert rig.exchange.attempts[0].error_kind == "draining"
     rig.assert_even()
 
 
@@ -237,6 +242,7 @@ async def test_an_exchange_cancelled_in_its_backoff_gives_its_place_in_the_budge
     outcome = rig.start()
     await asyncio.sleep(0.01)
     assert rig.upstreams["a"].budget.retries == 1
+    assert rig.books.lines[-1] == ("primary", 1, "upstream_error")  # whoever dies while it waits has said so much
     rig.errand.cancel()
     with pytest.raises(asyncio.CancelledError):
         await outcome

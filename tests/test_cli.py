@@ -17,6 +17,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -102,18 +103,30 @@ async def db(place: Path) -> Path:
 # -- the whole --
 
 
-@pytest.mark.parametrize("name", sorted(main.commands))
+def all_commands() -> dict[str, click.Command]:
+    """By what one types, those below a group as well."""
+    found: dict[str, click.Command] = {}
+    for name, command in main.commands.items():
+        if isinstance(command, click.Group):
+            found |= {f"{name} {below}": each for below, each in command.commands.items()}
+        else:
+            found[name] = command
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(all_commands()))
 def test_every_option_says_what_it_is(name: str) -> None:
-    silent = [option.name for option in main.commands[name].params if not getattr(option, "help", None)]
-    assert silent == []
-    asked = run(name, "-h")
+    options = [option for option in all_commands()[name].params if isinstance(option, click.Option)]
+    assert [option.name for option in options if not option.help] == []
+    asked = run(*name.split(), "-h")
     assert asked.exit_code == 0
-    assert asked.output.startswith(f"Usage: main {name} [OPTIONS]\n")
+    assert asked.output.startswith(f"Usage: main {name} [OPTIONS]")
 
 
 def test_the_list_of_commands_is_not_cut_short() -> None:
+    for group in ([], ["keys"]):
+        assert "..." not in run(*group, "--help").output.partition("Commands:")[2]
     listed = run("--help").output
-    assert "..." not in listed.partition("Commands:")[2]
     assert all(f"  {name} " in listed for name in main.commands)
 
 

@@ -199,11 +199,20 @@ def commands(text: str) -> Iterator[list[str]]:
 def test_every_command_that_is_named_exists(path: Path) -> None:
     for name, *words in commands(path.read_text("utf-8")):
         assert name in main.commands, f"edgegw {name}"
-        assert [word for word in words if word.startswith("-") and word not in options(name)] == [], f"edgegw {name}"
+        known = options(name)
+        group = main.commands[name]
+        if isinstance(group, click.Group) and words:
+            assert words[0] in group.commands, f"edgegw {name} {words[0]}"
+            known = options(name, words[0])
+        assert [word for word in words if word.startswith("-") and word not in known] == [], f"edgegw {name}"
 
 
-def options(command: str) -> set[str]:
-    return {option for each in main.commands[command].params if isinstance(each, click.Option) for option in each.opts}
+def options(command: str, below: str | None = None) -> set[str]:
+    found = main.commands[command]
+    if below is not None:
+        assert isinstance(found, click.Group)
+        found = found.commands[below]
+    return {option for each in found.params if isinstance(each, click.Option) for option in each.opts}
 
 
 def test_the_commands_in_the_readme_are_all_of_them_with_their_own_options() -> None:

@@ -29,15 +29,18 @@ LAYERS: dict[int, str] = {
         settings.load settings.schema settings.describe settings.specs settings.tenant_fields settings.tenant_checks
     """,
     1: """
-        pattern routing retry breaker tokens endpoints reply_fields
-        http.__init__ http.request http.chunked http.connection http.response http.outbox http.reply http.sse
+        access pattern routing retry breaker tokens endpoints reply_fields
+        http.__init__ http.request http.chunked http.known_head http.connection http.response http.outbox http.reply
+        http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
         dialects.openai_chat_request dialects.openai_chat_messages dialects.openai_chat_reply
         dialects.openai_chat_stream dialects.openai_chat_writer dialects.anthropic_schema dialects.anthropic_turns
         dialects.anthropic_request dialects.anthropic_messages dialects.anthropic_stream
         providers.__init__ providers.base providers.retry_after providers.models providers.openai providers.anthropic
         providers.compatible providers.registry
+        keys.__init__ keys.table keys.store
         limits.__init__ limits.words limits.meter limits.bucket limits.lease limits.standing
+        limits.redis.__init__ limits.redis.keys limits.redis.script limits.redis.absence limits.redis.tab
         limits.rules limits.holdings limits.turns
         ledger.__init__ ledger.record ledger.encoding ledger.store ledger.assembly
         telemetry.__init__ telemetry.names
@@ -47,7 +50,9 @@ LAYERS: dict[int, str] = {
     2: """
         errand leg relay channel channel_server
         http.watch http.client_connection http.server http.dial http.upstream_connection http.upstream
+        keys.making keys.sqlite keys.subscriber keys.feed
         limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
+        limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.authority
         ledger.segment ledger.journal ledger.reader ledger.schema ledger.sqlite ledger.listing ledger.shipper
         telemetry.metrics
         simulator.rules_file
@@ -58,7 +63,7 @@ LAYERS: dict[int, str] = {
         simulator.server
     """,
     4: """
-        __main__ app cli supervisor child doors worker demo show simulator.run
+        __main__ app cli supervisor child doors worker demo show keys.command simulator.run
     """,
 }
 
@@ -69,6 +74,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "settings.checks": ("exchange",),
     "endpoints": ("http.request",),  # paths and methods of a request
     "reply_fields": ("http.reply",),  # header lines of a reply
+    "access": ("http.request", "keys.table", "pattern", "routing"),  # from who asks to the routes they may take
     "dialects.openai_chat_stream": ("http.sse",),  # a stream is server-sent events
     "dialects.anthropic_stream": ("http.sse",),
     "providers.base": ("dialects.base", "dialects.openai_chat_reply"),  # a provider is a dialect plus an address
@@ -90,28 +96,36 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "http.client_connection": ("errand",),  # a handler is run on the spot until it has to wait
     "leg": ("errand", "http.watch"),  # the end of a leg wakes its request; its waits are the watch's
     "relay": ("leg", "http.watch"),  # a leg that streams
+    "keys.sqlite": ("ledger.schema",),  # one database, one schema
+    "keys.subscriber": ("channel",),  # hears of keys over the channel
+    "keys.feed": ("channel", "channel_server"),  # … and says them to every worker
     "channel_server": ("channel", "limits.authority", "limits.tally"),  # the two ends speak the same messages
     "routing": ("pattern",),
     "limits.rules": ("pattern",),
+    "limits.redis.absence": ("limits.bucket", "limits.meter"),  # the same shapes and words, counted elsewhere
+    "limits.redis.keys": ("limits.meter",),
+    "limits.redis.script": ("limits.bucket", "limits.meter"),
+    "limits.redis.tab": ("limits.bucket", "limits.meter"),
     "limits.accounts": ("channel",),  # what a lease lacks is asked for over the channel
     "gateway": ("attempts", "phases"),
     "app": ("child", "supervisor", "worker"),
     "worker": ("child",),
     "supervisor": ("child", "doors"),
     "demo": ("show",),  # ends with the rows, as `edgegw attempts` prints them
-    "cli": ("app", "demo", "show", "simulator.run"),
+    "cli": ("app", "demo", "show", "keys.command", "simulator.run"),
     "__main__": ("cli",),
 }
 
 # Own modules imported inside functions: the command line starts fast because a command loads only what it needs.
-LAZY = {"cli"}
+# What the control process is made of only when it is configured.
+LAZY = {"cli", "app"}
 
 # What layers 0 and 1 must not have: clock, dice and bytes are arguments.
 IMPURE = {
     *("asyncio", "concurrent", "multiprocessing", "sched", "select", "selectors", "signal", "subprocess", "threading"),
     *("http", "mmap", "socket", "socketserver", "sqlite3", "ssl", "fcntl", "logging"),
     *("random", "secrets", "time", "uuid"),
-    *("aiohttp", "asyncpg", "opentelemetry", "redis", "uvloop"),
+    *("aiohttp", "asyncpg", "opentelemetry", "redis", "hiredis", "uvloop"),
 }
 # What reads files there, and no more than files: settings come from one.
 FILES = {"os", "io", "pathlib", "shutil", "stat", "tempfile", "importlib", "pkgutil"}
@@ -120,12 +134,14 @@ MAY_READ_FILES = {
     "settings.interpolation",
     "settings.load",
     "providers.models",  # its table comes with the package
+    "limits.redis.script",  # and so does the script
 }
 
 # Outside libraries and where they may be. Another module is another place that has to know a library's exceptions.
 EVERYWHERE = {"msgspec"}
 LIBRARIES: dict[str, set[str]] = {
     "click": {"cli"},
+    "hiredis": {"limits.redis.connection"},
     "httptools": {"http.connection", "http.response", "simulator.server"},
     "orjson": {"gateway", "control.admin"},
     "uvloop": {"app", "simulator.run"},
@@ -135,14 +151,18 @@ LIBRARIES: dict[str, set[str]] = {
 # The data plane: nothing that a worker is made of may reach these, not even over others. Neither a database nor a
 # collector is ever waited for by a request, and a sidecar stays small.
 DATA_PLANE_ROOT = "worker"
-NOT_IN_THE_DATA_PLANE = {"sqlite3", "redis", "asyncpg", "aiohttp", "opentelemetry", "yaml", "click"}
+NOT_IN_THE_DATA_PLANE = {"sqlite3", "redis", "hiredis", "asyncpg", "aiohttp", "opentelemetry", "yaml", "click"}
 NOT_IN_THE_DATA_PLANE_OWN = (
     "control.",
     "telemetry.",
     "simulator.",
     "ledger.sqlite",
     "ledger.shipper",
+    "keys.sqlite",
+    "keys.feed",
+    "keys.making",
     "channel_server",
+    "limits.redis.",
 )
 
 

@@ -217,14 +217,14 @@ ANTHROPIC_FAULTS = [
     [("openai", *row) for row in OPENAI_FAULTS] + [("anthropic", *row) for row in ANTHROPIC_FAULTS],
 )
 def test_what_a_refusal_means(kind_of_provider: str, status: int, body: bytes, kind: str) -> None:
-    fault = provider(kind_of_provider).fault(status, [], body, NOW_S)
+    fault = provider(kind_of_provider).fault(status, {}, body, NOW_S)
     assert (fault.kind, fault.status) == (kind, status)
     assert KINDS[fault.kind].source is Source.UPSTREAM
 
 
 def test_a_well_formed_error_is_verbatim_and_keeps_its_words() -> None:
     body = openai_error(param="messages[0]", code="invalid_value", extra={"kept": True})
-    fault = provider().fault(400, [], body, NOW_S)
+    fault = provider().fault(400, {}, body, NOW_S)
     assert (fault.body, fault.verbatim) == (body, True)
     assert (fault.message, fault.wire_type, fault.code, fault.param) == ("no", "t", "invalid_value", "messages[0]")
 
@@ -234,7 +234,7 @@ def test_a_well_formed_error_is_verbatim_and_keeps_its_words() -> None:
              b"{" * 100_000, b"\xff\xfe"]
 )  # fmt: skip
 def test_other_error_bodies_are_not_shown_as_they_are(body: bytes) -> None:
-    fault = provider().fault(400, [], body, NOW_S)
+    fault = provider().fault(400, {}, body, NOW_S)
     assert not fault.verbatim
     assert "<" not in fault.message
     assert fault.message
@@ -255,7 +255,7 @@ def test_anthropics_words_become_openais() -> None:
         (429, "rate_limit_error", "slow", "rate_limit_error", "rate_limit_exceeded"),
     ]
     for status, wire_type, message, expected_type, code in table:
-        fault = made.fault(status, [], anthropic_error(wire_type, message), NOW_S)
+        fault = made.fault(status, {}, anthropic_error(wire_type, message), NOW_S)
         assert (fault.message, fault.wire_type, fault.code, fault.verbatim) == (message, expected_type, code, False)
 
 
@@ -267,7 +267,7 @@ def test_keys_never_come_back() -> None:
     assert KEY.encode() not in provider().masked(body) + provider().masked(escaped).replace(b"\\/", b"/")
     for kind in ("openai", "openai-compatible", "anthropic"):
         for status in (400, 401, 429, 500):
-            fault = provider(kind).fault(status, [], body, NOW_S)
+            fault = provider(kind).fault(status, {}, body, NOW_S)
             shown = f"{fault.message} {fault.wire_type} {fault.code} {fault.param} {fault.body!r}"
             assert KEY not in shown
             assert other not in shown
@@ -284,12 +284,12 @@ def test_keys_never_come_back() -> None:
 
 
 def test_our_own_refused_key_is_not_the_clients_business() -> None:
-    fault = provider().fault(401, [], openai_error(message="Incorrect API key provided"), NOW_S)
+    fault = provider().fault(401, {}, openai_error(message="Incorrect API key provided"), NOW_S)
     assert fault.message == "The provider refused the gateway's own credentials."
 
 
 def test_a_long_message_is_shortened() -> None:
-    fault = provider().fault(400, [], openai_error(message="ä" * 5000), NOW_S)
+    fault = provider().fault(400, {}, openai_error(message="ä" * 5000), NOW_S)
     assert fault.message == "ä" * 1024
 
 
@@ -301,35 +301,36 @@ DATE = b"Tue, 14 Nov 2023 22:13:50 GMT"
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
-        ([], None),
-        ([(b"retry-after", b"7")], 7.0),
-        ([(b"retry-after", b" 1.5 ")], 1.5),
-        ([(b"retry-after", b"7"), (b"retry-after-ms", b"250")], 0.25),
-        ([(b"retry-after-ms", b"soon"), (b"retry-after", b"7")], 7.0),
-        ([(b"retry-after", DATE)], 30.0),
-        ([(b"retry-after", b"Tue, 14 Nov 2023 22:13:00 GMT")], 0.0),
-        ([(b"retry-after", b"Fri, 31 Feb 2023 22:13:00 GMT")], None),
-        ([(b"retry-after", b"Tue, 14 Foo 2023 22:13:00 GMT")], None),
-        ([(b"retry-after", b"-5")], None),
-        ([(b"retry-after", b"nan")], None),
-        ([(b"retry-after", b"999999999999")], RETRY_AFTER_MAX_S),
+        ({}, None),
+        ({b"retry-after": b"7"}, 7.0),
+        ({b"retry-after": b"7, 8"}, None),
+        ({b"retry-after": b" 1.5 "}, 1.5),
+        ({b"retry-after": b"7", b"retry-after-ms": b"250"}, 0.25),
+        ({b"retry-after-ms": b"soon", b"retry-after": b"7"}, 7.0),
+        ({b"retry-after": DATE}, 30.0),
+        ({b"retry-after": b"Tue, 14 Nov 2023 22:13:00 GMT"}, 0.0),
+        ({b"retry-after": b"Fri, 31 Feb 2023 22:13:00 GMT"}, None),
+        ({b"retry-after": b"Tue, 14 Foo 2023 22:13:00 GMT"}, None),
+        ({b"retry-after": b"-5"}, None),
+        ({b"retry-after": b"nan"}, None),
+        ({b"retry-after": b"999999999999"}, RETRY_AFTER_MAX_S),
     ],
 )
-def test_retry_after(headers: list[tuple[bytes, bytes]], seconds: float | None) -> None:
+def test_retry_after(headers: dict[bytes, bytes], seconds: float | None) -> None:
     assert retry_after_s(headers, NOW_S) == seconds
 
 
 @pytest.mark.parametrize("status", [400, 408, 409, 429, 500, 503, 529])
 def test_retry_after_is_read_only_where_it_is_meant(status: int) -> None:
-    fault = provider().fault(status, [(b"retry-after", b"7")], b"", NOW_S)
+    fault = provider().fault(status, {b"retry-after": b"7"}, b"", NOW_S)
     assert fault.retry_after_s == (None if status in (400, 500) else 7.0)
 
 
 def test_x_should_retry() -> None:
     made = provider()
-    assert made.fault(409, [(b"x-should-retry", b"true")], b"", NOW_S).kind == "upstream_error"
-    assert made.fault(409, [(b"x-should-retry", b"false")], b"", NOW_S).retry_after_s is None
-    assert made.fault(500, [(b"x-should-retry", b"false")], b"", NOW_S).retry_after_s == STAY_AWAY_S
+    assert made.fault(409, {b"x-should-retry": b"true"}, b"", NOW_S).kind == "upstream_error"
+    assert made.fault(409, {b"x-should-retry": b"false"}, b"", NOW_S).retry_after_s is None
+    assert made.fault(500, {b"x-should-retry": b"false"}, b"", NOW_S).retry_after_s == STAY_AWAY_S
 
 
 # -- what models take --

@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ledger_traces import WALL_NS, die, life_dir, make_attempt, make_exchange, open_journal, play, read_all
 
+from edgegw.ledger.encoding import encode_attempt
 from edgegw.ledger.journal import Journal
 from edgegw.ledger.reader import BAD_LOOKS_MAX, Damage, LifeReader, Reader
-from edgegw.ledger.record import Begin, Record
+from edgegw.ledger.record import AttemptRecord, Begin, End, Record, decoder
 from edgegw.ledger.segment import (
+    FORMAT,
     FRAME_BYTES,
     HEADER_BYTES,
     WORD_END,
@@ -288,7 +290,7 @@ def test_a_life_that_is_just_being_opened_is_not_seen(tmp_path: Path) -> None:
 
 def test_a_newer_format_is_left_alone(tmp_path: Path) -> None:
     dead_life(tmp_path)
-    overwrite(segment_file(tmp_path), 4 * WORD_FORMAT, (2).to_bytes(4, "little"))
+    overwrite(segment_file(tmp_path), 4 * WORD_FORMAT, (FORMAT + 1).to_bytes(4, "little"))
     damage = Damage()
     reader = Reader(tmp_path, {}, damage)
     for _ in range(3):
@@ -298,6 +300,28 @@ def test_a_newer_format_is_left_alone(tmp_path: Path) -> None:
     assert not life.drained
     assert damage == Damage(foreign=1)
     reader.close()
+
+
+def test_an_older_format_is_read(tmp_path: Path) -> None:
+    dead_life(tmp_path)
+    overwrite(segment_file(tmp_path), 4 * WORD_FORMAT, (1).to_bytes(4, "little"))
+    records, damage = read_all(tmp_path)
+    assert (len(records), damage) == (12, Damage())
+
+
+def test_an_attempt_within_an_end_is_a_record_before_it(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path)
+    exchange = play(journal, 1, within_end=True)
+    play(journal, 2, failures=1, within_end=True)  # not its only one: a record by itself
+    journal.close()
+    assert len(frames(segment_file(tmp_path))) == 2 + 5
+    records, damage = read_all(tmp_path)
+    assert damage == Damage()
+    assert seqs(records) == [1, 2, 2, 3, 4, 5, 6, 7]
+    attempt, end = records[1:3]
+    assert isinstance(attempt, AttemptRecord)
+    assert isinstance(end, End)
+    assert attempt == decoder()(encode_attempt(exchange, exchange.attempts[0], 2))
 
 
 def test_release_deletes_what_lies_before_a_position_and_nothing_else(tmp_path: Path) -> None:

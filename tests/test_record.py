@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgegw.exchange import Attempt, Exchange, Route, Target, Usage
-from edgegw.ledger.encoding import encode_attempt, encode_begin, encode_end, encode_try, encode_vitals
+from edgegw.ledger.encoding import encode_attempt, encode_begin, encode_end, encode_try, encode_vitals, only_attempt
 from edgegw.ledger.record import (
     INTEGER_MAX,
     RECORD_BYTES_MAX,
     STRING_BYTES_MAX,
+    VERSION,
     AttemptRecord,
     BadRecordError,
     Begin,
@@ -20,6 +21,7 @@ from edgegw.ledger.record import (
     Record,
     Try,
     Vitals,
+    attempt_within,
     decoder,
     happened_ns,
 )
@@ -63,6 +65,7 @@ exchanges = st.builds(
     numbers,
     seconds,
     tenant=hostile,
+    key_id=st.none() | hostile,
     use_case=st.none() | hostile,
     model_asked=st.none() | hostile,
     stream=st.booleans(),
@@ -102,25 +105,21 @@ def an_exchange() -> tuple[Exchange, Attempt]:
         "id-1",
         1_000,
         0.5,
-        "openai_chat",
-        "acme",
-        None,
-        "summaries",
-        "smart",
-        True,
-        Route("model:smart", (TARGET,)),
-        None,
-        None,
-        [attempt, attempt],
-        200,
-        "complete",
-        None,
-        Usage(10, 20, 3, 4, 5, True),
-        111,
-        222,
-        0.25,
-        0.5,
-        0.75,
+        tenant="acme",
+        key_id="key_1",
+        use_case="summaries",
+        model_asked="smart",
+        stream=True,
+        route=Route("model:smart", (TARGET,)),
+        attempts=[attempt, attempt],
+        status=200,
+        state="complete",
+        usage=Usage(10, 20, 3, 4, 5, True),
+        bytes_in=111,
+        bytes_out=222,
+        committed_s=0.25,
+        upstream_s=0.5,
+        duration_s=0.75,
     )
     return exchange, attempt
 
@@ -128,22 +127,22 @@ def an_exchange() -> tuple[Exchange, Attempt]:
 def test_begin_says_what_is_known_before_the_first_byte() -> None:
     exchange, attempt = an_exchange()
     assert decoder()(encode_begin(exchange, attempt, 7)) == Begin(
-        1, 7, "id-1", 1_000, "acme", "summaries", "model:smart", "openai_chat", "smart", True, 111, 2, "fallback",
-        "openai", "gpt-5-mini", 2_000,
+        VERSION, 7, "id-1", 1_000, "acme", "summaries", "model:smart", "openai_chat", "smart", True, 111, 2, "fallback",
+        "openai", "gpt-5-mini", 2_000, "key_1",
     )  # fmt: skip
 
 
 def test_try_says_where_the_next_attempt_goes_and_why() -> None:
     exchange, attempt = an_exchange()
     assert decoder()(encode_try(exchange, attempt, 8)) == Try(
-        1, 8, "id-1", 2, "fallback", "openai", "gpt-5-mini", 2_000, "upstream_error"
+        VERSION, 8, "id-1", 2, "fallback", "openai", "gpt-5-mini", 2_000, "upstream_error"
     )
 
 
 def test_an_attempt_is_its_row() -> None:
     exchange, attempt = an_exchange()
     assert decoder()(encode_attempt(exchange, attempt, 9)) == AttemptRecord(
-        1, 9, "id-1", 2, "fallback", "openai", "gpt-5-mini", 2_000, 200, None, "upstream_error", 100_000, 200_000,
+        VERSION, 9, "id-1", 2, "fallback", "openai", "gpt-5-mini", 2_000, 200, None, "upstream_error", 100_000, 200_000,
         500_000, 10, 20, 3, 4, 5, True, "stop", "req_1", "gpt-5-mini-2025", True,
     )  # fmt: skip
 
@@ -151,9 +150,57 @@ def test_an_attempt_is_its_row() -> None:
 def test_an_end_is_its_row() -> None:
     exchange, _ = an_exchange()
     assert decoder()(encode_end(exchange, 10)) == End(
-        1, 10, "id-1", 1_000, "acme", "summaries", "model:smart", "openai_chat", "smart", True, "complete", 200, None,
-        2, "openai", "gpt-5-mini", 10, 20, 3, 4, 5, True, 250_000, 750_000, 250_000, 111, 222,
+        VERSION, 10, "id-1", 1_000, "acme", "summaries", "model:smart", "openai_chat", "smart", True, "complete", 200,
+        None, 2, "openai", "gpt-5-mini", 10, 20, 3, 4, 5, True, 250_000, 750_000, 250_000, 111, 222, "key_1",
     )  # fmt: skip
+
+
+def test_a_record_from_before_there_were_keys_is_still_read() -> None:
+    exchange, attempt = an_exchange()
+    for payload, behind in ((encode_begin(exchange, attempt, 7), -1), (encode_end(exchange, 7), -2)):
+        fields = msgspec.msgpack.decode(payload)
+        assert fields[behind] == "key_1"
+        del fields[behind:]
+        old = decoder()(msgspec.msgpack.encode(fields))
+        assert isinstance(old, Begin | End)
+        assert (old.id, old.key_id) == ("id-1", None)
+
+
+def an_exchange_of_one_attempt() -> tuple[Exchange, Attempt]:
+    exchange, attempt = an_exchange()
+    attempt.number, attempt.kind, attempt.retry_reason = 1, "primary", None
+    attempt.usage = exchange.usage
+    exchange.attempts = [attempt]
+    return exchange, attempt
+
+
+def test_an_end_can_carry_its_only_attempt() -> None:
+    exchange, attempt = an_exchange_of_one_attempt()
+    assert only_attempt(exchange) is attempt
+    end = decoder()(encode_end(exchange, 10, attempt))
+    assert isinstance(end, End)
+    assert end.only is not None
+    assert attempt_within(end, end.only) == decoder()(encode_attempt(exchange, attempt, 10))
+    end.only = None
+    assert end == decoder()(encode_end(exchange, 10))
+
+
+def test_an_attempt_that_is_told_already_or_not_the_whole_is_not_carried() -> None:
+    exchange, attempt = an_exchange_of_one_attempt()
+    attempt.written = True
+    assert only_attempt(exchange) is None
+    exchange, attempt = an_exchange_of_one_attempt()
+    exchange.usage = Usage(99, 99)
+    assert only_attempt(exchange) is None
+    assert only_attempt(an_exchange()[0]) is None
+    assert only_attempt(Exchange("id", 0, 0.0)) is None
+
+
+def test_an_end_of_version_1_is_read() -> None:
+    fields = msgspec.msgpack.decode(encode_end(an_exchange()[0], 10))
+    end = decoder()(msgspec.msgpack.encode([fields[0], 1, *fields[2:-2]]))
+    assert isinstance(end, End)
+    assert (end.version, end.bytes_out, end.only) == (1, 222, None)
 
 
 def test_a_refused_request_has_an_end_with_nothing_upstream() -> None:
@@ -164,7 +211,7 @@ def test_a_refused_request_has_an_end_with_nothing_upstream() -> None:
 
 def test_vitals_keep_their_gauges() -> None:
     assert decoder()(encode_vitals(3, 99, {"in_flight": 4, "loop_lag_s": 0.001}, 11)) == Vitals(
-        1, 11, 3, 99, {"in_flight": 4.0, "loop_lag_s": 0.001}
+        VERSION, 11, 3, 99, {"in_flight": 4.0, "loop_lag_s": 0.001}
     )
 
 
@@ -185,12 +232,16 @@ def test_nothing_in_an_exchange_can_raise_or_grow_a_record(exchange: Exchange, a
         encode_try(exchange, attempt, seq),
         encode_attempt(exchange, attempt, seq),
         encode_end(exchange, seq),
+        encode_end(exchange, seq, attempt),
     ):
         assert len(payload) <= RECORD_BYTES_MAX
         record = decode(payload)
         assert record.seq == seq
         assert 0 <= happened_ns(record) <= INTEGER_MAX
-        for value in msgspec.structs.astuple(record):
+        values = msgspec.structs.astuple(record)
+        if isinstance(record, End) and record.only is not None:
+            values += msgspec.structs.astuple(attempt_within(record, record.only))
+        for value in values:
             if isinstance(value, str):
                 assert len(value.encode()) <= STRING_BYTES_MAX
             elif isinstance(value, int):
@@ -237,7 +288,15 @@ def test_garbage_is_a_bad_record(data: bytes) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [[], [9, 1, 1], [2, 1, 1], [2, 1, 1, 5, 1, "primary", "p", "m", 1, None], {"a": 1}, [5, 2, 1, 0, 1, {}], "text"],
+    [
+        [],
+        [9, 1, 1],
+        [2, 1, 1],
+        [2, 1, 1, 5, 1, "primary", "p", "m", 1, None],
+        {"a": 1},
+        [5, VERSION + 1, 1, 0, 1, {}],
+        "text",
+    ],
 )
 def test_what_is_no_record_of_this_version_is_a_bad_record(fields: object) -> None:
     with pytest.raises(BadRecordError):

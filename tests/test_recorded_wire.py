@@ -90,7 +90,7 @@ def test_same_dialect(case: dict[str, Any]) -> None:
         name: value for name, value in json.loads(ask.body).items() if name not in own
     }
     if case["status"] >= 400:
-        fault = provider.fault(case["status"], [], raw, 0.0)
+        fault = provider.fault(case["status"], {}, raw, 0.0)
         assert (fault.verbatim, fault.body, fault.status) == (True, raw, case["status"])
     elif not case["stream"]:
         reply = provider.plain(ask, "other", raw, created_s=0)
@@ -126,7 +126,7 @@ def test_anthropic_for_an_openai_client(case: dict[str, Any]) -> None:
     provider = build(Settings("anthropic"))
     raw = body_of(case)
     if case["status"] >= 400:
-        assert provider.fault(case["status"], [], raw, 0.0).message == json.loads(raw)["error"]["message"]
+        assert provider.fault(case["status"], {}, raw, 0.0).message == json.loads(raw)["error"]["message"]
         return
     stream = '"stream":true,"stream_options":{"include_usage":true},' if case["stream"] else ""
     ask = openai_chat.read(("{" + stream + '"messages":[{"role":"user","content":"hi"}]}').encode())

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgegw.endpoints import gate
+from edgegw.errors import GatewayError
 from edgegw.http.connection import RequestReader
 from edgegw.http.request import Request, RequestLimits
 
@@ -185,6 +186,82 @@ TOKENS = st.sampled_from(
      b"Transfer-Encoding: chunked", b"\r\n\r\n", b":", b"\x00", b"x", BODY, POST, GET, CHUNKED, b"0\r\n\r\n", b"\t",
      b";"]
 )  # fmt: skip
+
+
+HEADS = [
+    HEAD,
+    b"POST /v1/chat/completions?a HTTP/1.1\r\nhost: e\r\nx-content-length: 13\r\ncontent-length:  13 \r\nx:13\r\n\r\n",
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: e\r\nCONTENT-LENGTH:\t13\r\nAuthorization: Bearer sk-13\r\n\r\n",
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: e\r\nExpect: 100-continue\r\nContent-Length: 13\r\n\r\n",
+    b"POST /v1/chat/completions HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 13\r\n\r\n",
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: e\r\nX: " + b"x" * 5000 + b"\r\nContent-Length: 13\r\n\r\n",
+]
+
+
+@given(
+    st.sampled_from(HEADS),
+    st.integers(0, 200),
+    st.integers(0, 3),
+    st.sampled_from([b"", b"0", b"1", b"13", b"9" * 30, b" ", b"\r", b"\n", b"\r\n", b"-", b"a", b":", b"\xe9", b"\0"]),
+    st.sampled_from([BODY, BODY[:5], b"", BODY * 3, BODY + b"\r\n" + GET]),
+)
+@settings(max_examples=500)
+def test_a_head_that_is_much_like_the_last_one_is_read_like_one_that_is_not(
+    head: bytes, at: int, gone: int, patch: bytes, body: bytes
+) -> None:
+    """What a connection remembers of its last head changes nothing: the second request is as on a new connection."""
+    data = head[:at] + patch + head[at + gone :] + body
+    fresh, used = reader(body_bytes_max=10_000), reader(body_bytes_max=10_000)
+    used.feed(head + BODY)
+    assert [request.error for request in used.ready] == [None]
+    used.ready.clear()
+    for piece in (data, GET):
+        fresh.feed(piece)
+        used.feed(piece)
+    assert list(map(everything, used.ready)) == list(map(everything, fresh.ready))
+    for mark in ("dead", "at_rest", "mid_head", "mid_body", "wants_continue", "body_size"):
+        assert getattr(used, mark) == getattr(fresh, mark)
+
+
+def everything(request: Request) -> tuple[object, ...]:
+    error = request.error
+    return (
+        *(request.method, request.path, request.query, request.headers, request.body),
+        *(request.http_1_0, request.keep_alive, error and error.kind),
+    )
+
+
+def test_the_same_head_with_another_length() -> None:
+    for size in (1, 13, 200, 10_000):
+        body = b"x" * size
+        first, second = read(POST, HEAD.replace(b"13", b"%d" % size) + body)
+        assert (second.body, second.error, second.headers) == (
+            body,
+            None,
+            {**first.headers, b"content-length": b"%d" % size},
+        )
+
+
+def test_a_known_head_with_too_large_a_body_is_refused() -> None:
+    assert outcome(read(POST, HEAD.replace(b"13", b"14"), body_bytes_max=13)) == [CHAT, (*CHAT[:1], b"", 413)]
+
+
+def test_a_known_head_is_judged_by_the_gate_each_time() -> None:
+    """A key that the gate found, and may not find any more."""
+    keys = iter(["first", "second"])
+
+    def doorkeeper(request: Request) -> None:
+        request.key = next(keys, None)
+        if request.key is None:
+            raise GatewayError("unauthorized", "No key.")
+
+    subject = RequestReader(RequestLimits(), doorkeeper)
+    for _ in range(4):
+        subject.feed(POST)
+    assert [request.key for request in subject.ready] == ["first", "second", None]
+    assert subject.ready[-1].error is not None
+    assert subject.ready[-1].error.status == 401
+    assert subject.dead
 
 
 @settings(max_examples=300)

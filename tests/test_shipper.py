@@ -109,7 +109,7 @@ def mixed_lives(state_dir: Path) -> None:
                 finish(attempt)
                 journal.attempt(exchange, attempt)
             else:
-                play(journal, number, failures=kind % 3)
+                play(journal, number, failures=kind % 3, within_end=kind < 8)
         journal.vitals({"in_flight": 45}, WALL_NS + 60 * 10**9)
         die(journal)
 
@@ -133,6 +133,24 @@ async def test_requests_and_attempts_become_rows(tmp_path: Path) -> None:
     ]
     assert (shipper.tally.requests, shipper.tally.attempts, shipper.tally.rows) == (2, 3, 5)
     assert not list((tmp_path / "journal").iterdir())
+
+
+async def test_an_attempt_makes_the_same_row_whether_it_is_written_by_itself_or_within_the_end(tmp_path: Path) -> None:
+    rows = []
+    for within_end in (False, True):
+        state_dir = tmp_path / str(within_end)
+        journal = open_journal(state_dir)
+        for number in range(9):
+            play(journal, number, failures=number % 3, within_end=within_end)
+        die(journal)
+        seen: list[Record] = []
+        store = sqlite_store(state_dir / "books.db")
+        shipper = await ship_all(state_dir, store, [seen.append], batch_records_max=4)
+        await store.close()
+        rows.append(books(state_dir / "books.db"))
+        assert (shipper.tally.requests, shipper.tally.attempts) == (9, 18)
+        assert sum(isinstance(record, AttemptRecord) for record in seen) == 18
+    assert rows[0] == rows[1]
 
 
 async def test_a_dead_life_leaves_interrupted_rows(tmp_path: Path) -> None:

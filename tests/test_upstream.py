@@ -98,7 +98,7 @@ class Ear:
 
     def __init__(self) -> None:
         self.status = 0
-        self.headers: Headers = []
+        self.headers: Headers = {}
         self.reads: list[bytes] = []
         self.fault: UpstreamFault | None = None
         self.told: list[str] = []
@@ -820,7 +820,7 @@ class TestReply:
         async with serving(peer) as pool:
             for _ in range(2):
                 ear = await ask(pool)
-                assert (ear.status, ear.headers, ear.body) == (200, [(b"content-length", b"2")], b"ok")
+                assert (ear.status, ear.headers, ear.body) == (200, {b"content-length": b"2"}, b"ok")
         assert len(peer.links) == 1
 
     async def test_chunks_that_came_together_are_told_together(self) -> None:
@@ -1101,7 +1101,7 @@ async def test_the_corpus_of_broken_replies(name: str) -> None:
         await soon(ear.over.wait())
         assert (ear.status, ear.told[-1], ear.fault.kind if ear.fault else None) == (status, last, kind)
         assert (pool.idle == 1, pool.busy) == (kept, 0)
-        shown = ear.body + b"".join(name + b":" + value for name, value in ear.headers)
+        shown = ear.body + b"".join(name + b":" + value for name, value in ear.headers.items())
         if name not in ("bad-302-ssrf", "sse-after-done"):  # those are for whoever reads the reply
             assert not any(word.encode() in shown for word in case.get("forbid", []))
 

@@ -6,16 +6,18 @@ It may die and come back at any time: workers go on without it, and what they wr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from edgegw.channel_server import ChannelServer
 from edgegw.control.admin import Readiness
 from edgegw.http.server import Server
 from edgegw.http.watch import Watch
+from edgegw.keys.feed import KeyFeed
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.store import Store
 from edgegw.limits.memory_file import MemoryFile
@@ -26,6 +28,20 @@ SHIP_TIMEOUT_S = 10.0
 logger = logging.getLogger("edgegw.control")
 
 
+class SharedLimits(Protocol):
+    """An authority that many gateways share."""
+
+    async def start(self) -> None:
+        """Returns soon, whether what is shared is there or not."""
+        ...
+
+    async def close(self) -> None: ...
+
+    def status(self) -> dict[str, Any]:
+        """For /readyz; at least `authority` and `state`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ControlProcess:
     """What the control process is made of."""
@@ -33,9 +49,11 @@ class ControlProcess:
     watch: Watch
     channel: ChannelServer
     memory: MemoryFile | None
+    shared: SharedLimits | None
     shipper: Shipper
     store: Store
     admin: Server
+    keys: KeyFeed | None  # None: nobody needs a key
     workers_wanted: int
 
     async def run(self, admin: socket.socket, lifeline_fd: int, ready: Any) -> int:
@@ -45,11 +63,16 @@ class ControlProcess:
         loop.add_signal_handler(signal.SIGTERM, told_to_go.set)
         loop.add_reader(lifeline_fd, told_to_go.set)
         self.watch.start()
+        if self.shared is not None:
+            await self.shared.start()
         await self.channel.start()
         await self.admin.listen(admin)
         shipping = loop.create_task(self.shipper.run())
         shipping.add_done_callback(lambda _: told_to_go.set())
         remembering = None if self.memory is None else loop.create_task(self.memory.run())
+        feeding = loop.create_task(self.keys.run()) if self.keys is not None else None
+        if feeding is not None:
+            feeding.add_done_callback(lambda _: told_to_go.set())
         ready()
         await told_to_go.wait()
         if remembering is not None:
@@ -61,9 +84,13 @@ class ControlProcess:
             code = 1
         else:
             await self.shipper.stop(SHIP_TIMEOUT_S)
+        if feeding is not None:
+            code = await _end(feeding) or code
         if self.memory is not None:
             self.memory.save(leaving=True)
         await self.channel.close()
+        if self.shared is not None:
+            await self.shared.close()
         self.admin.drain()
         self.admin.abort()
         await self.store.close()
@@ -76,10 +103,24 @@ class ControlProcess:
         tally = self.shipper.tally
         details: dict[str, Any] = {
             "workers": {"wanted": self.workers_wanted, "connected": len(workers)},
+            "limits": {"authority": "memory", "state": "exact"} if self.shared is None else self.shared.status(),
             "ledger": {
                 "state": "failing" if tally.failing else "ok",
                 "lag_seconds": round(self.shipper.lag_s, 3),
                 "rows": tally.rows,
             },
         }
+        if self.keys is not None:
+            details["keys"] = self.keys.details()
         return Readiness(bool(workers), details)
+
+
+async def _end(feeding: asyncio.Task[None]) -> int:
+    """Ends the feed of keys; 1 when it had ended by itself, which is a defect: the next control process tries anew."""
+    if feeding.done():
+        logger.error("keys cannot be told: %r", feeding.exception())
+        return 1
+    feeding.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await feeding
+    return 0

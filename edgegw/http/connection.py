@@ -6,7 +6,8 @@ its body is complete, because most framing errors show only there. After such an
 bytes: what follows a message that could not be delimited is never parsed as a request.
 
 A head is llhttp's (httptools) to judge, and ours to read: what it finds valid can be split at line ends, which is a
-third of the cost of its callbacks. What delimits the body is decided here, so that `Upgrade`, at which llhttp would
+third of the cost of its callbacks. A head that is the last one over again but for its length is not even judged
+(known_head.py). What delimits the body is decided here, so that `Upgrade`, at which llhttp would
 stop, is simply ignored (RFC 9110 7.8), and no byte is ever in two hands.
 
 The shell owes: send `100 Continue` when `wants_continue` is True and nothing of the body has come; call `eof()` when
@@ -22,6 +23,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from edgegw.errors import GatewayError
 from edgegw.http.chunked import ChunkedBody
+from edgegw.http.known_head import KnownHead
 from edgegw.http.request import (
     METHODS,
     SINGLETONS,
@@ -56,8 +58,8 @@ _HEAD, _LENGTH, _CHUNKED, _NOTHING = Part
 
 
 class RequestReader:
-    """One per client connection. `gate` is asked once per head and may raise GatewayError (unknown path, wrong
-    method): then the request is refused without waiting for its body."""
+    """One per client connection. `gate` is asked about each new head, decides by nothing but the head, and may raise
+    GatewayError (unknown path, wrong method): then the request is refused without waiting for its body."""
 
     __slots__ = (
         "_chunks",
@@ -65,6 +67,7 @@ class RequestReader:
         "_head",
         "_host",
         "_judge",
+        "_known",
         "_left",
         "_limits",
         "_part",
@@ -85,6 +88,7 @@ class RequestReader:
         self._part = _HEAD
         self._head = b""  # what has come of a head that is not whole
         self._judge: HttpRequestParser | None = None  # of that part
+        self._known: KnownHead | None = None
         self._target: bytes | None = None  # of the last request, as it stood in its head
         self._host: bytes | None = None
         self._path = self._query = b""
@@ -154,6 +158,20 @@ class RequestReader:
 
     def _take_head(self, data: bytes) -> bytes:
         """Takes what belongs to the head; returns what follows it."""
+        known = self._known
+        if known is not None and not self._head:
+            found = known.read(data, self._limits.body_bytes_max)
+            if found is not None:
+                request, length, rest = found
+                self._request = request
+                self._gate(request)  # who was let in a moment ago may not be any more
+                if len(rest) == length:  # nearly always: the whole of it, in one read
+                    request.body = rest
+                    self.ready.append(request)
+                    return b""
+                self._left = length
+                self._part = _LENGTH
+                return rest
         head = self._head + data if self._head else data
         if head[0] == _CR:
             if head == b"\r":
@@ -238,6 +256,7 @@ class RequestReader:
         else:
             self._part = _LENGTH
             self._left = length
+            self._known = KnownHead.of(head, request)
 
     # -- the body --
 

@@ -8,7 +8,10 @@ Those checks are here, pure, each with the RFC it comes from. No I/O, no clock.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
 
 from edgegw.errors import GatewayError
 from edgegw.http.chunked import too_large
@@ -27,7 +30,10 @@ _PLAIN_HOST = _ALPHANUMERIC + b".-"
 
 # Fields that say who asks or how to read the message: twice would mean two things (RFC 9110 5.3).
 SINGLETONS = frozenset(
-    (b"authorization", b"content-type", b"host", b"content-length", b"transfer-encoding", b"idempotency-key", b"expect")
+    (
+        *(b"authorization", b"x-api-key", b"x-edgegw-tenant", b"idempotency-key"),
+        *(b"content-type", b"host", b"content-length", b"transfer-encoding", b"expect"),
+    )
 )
 METHODS = frozenset((b"GET", b"HEAD", b"POST", b"OPTIONS", b"PUT", b"PATCH", b"DELETE"))
 
@@ -42,19 +48,20 @@ class RequestLimits:
     body_bytes_max: int = 20 * 1024 * 1024
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct):
     """One whole request. `headers` has lower-case names; repeated fields are joined by a comma. `error` is set when
-    the head was already enough to refuse it; then `body` is empty and `close` says whether the connection must end."""
+    the head was already enough to refuse it; then `body` is empty and `close` says whether the connection must end.
+    `key`: what the gate found out about who asks, for the handler; nothing to HTTP."""
 
     method: bytes = b""
     path: bytes = b""
     query: bytes = b""
-    headers: dict[bytes, bytes] = field(default_factory=dict)
+    headers: dict[bytes, bytes] = {}
     body: bytes = b""
     http_1_0: bool = False
     keep_alive: bool = True
     error: GatewayError | None = None
+    key: Any = None
 
 
 def target_of(raw: bytes, method: bytes, host: bytes) -> tuple[bytes, bytes]:

@@ -27,7 +27,7 @@ class Sink(Protocol):
     (`on_fault` may come first and alone). After `Connection.abort()` it is told nothing more. It must not raise."""
 
     def on_head(self, status: int, headers: Headers) -> None:
-        """The head of the reply, status 200..599; names in lower case. The list is the sink's to keep."""
+        """The head of the reply, status 200..599; names in lower case. They are the sink's to keep."""
 
     def on_body(self, data: bytes) -> None:
         """What one read brought of the body, without chunk framing; never empty."""
@@ -172,24 +172,24 @@ class Connection(asyncio.Protocol):
             if lane is not None and lane(data):
                 return
         state = self.state
-        if state < _HEAD or state > _BODY:
+        if state is not _HEAD and state is not _BODY:
             self._close()  # bytes that nobody waits for must not become the answer to the next request
             return
         sink = self._sink
         assert sink is not None
         reader.feed(data)
-        if state == _HEAD:
+        if state is _HEAD:
             self._request = None
             if reader.status:
                 self.state = _BODY
                 sink.on_head(reader.status, reader.headers)
-                if self.state != _BODY:
+                if self.state is not _BODY:
                     return
             elif reader.trouble is None:
                 return
         if reader.body:
             sink.on_body(reader.body)
-            if self.state != _BODY:
+            if self.state is not _BODY:
                 return
         if reader.ended:
             self._finish(sink, reader.reusable)

@@ -170,4 +170,5 @@ def interrupted_request(exchange: OpenExchange, wall_ns: int) -> End:
         overhead_us=0,
         bytes_in=begin.bytes_in,
         bytes_out=0,
+        key_id=begin.key_id,
     )

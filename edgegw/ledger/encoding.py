@@ -59,6 +59,7 @@ def encode_begin(exchange: Exchange, attempt: Attempt, seq: int) -> bytes:
             target.provider,
             target.model,
             attempt.started_ns,
+            exchange.key_id,
         )
     )
 
@@ -117,7 +118,18 @@ def encode_attempt(exchange: Exchange, attempt: Attempt, seq: int) -> bytes:
     )
 
 
-def encode_end(exchange: Exchange, seq: int) -> bytes:
+def only_attempt(exchange: Exchange) -> Attempt | None:
+    """The attempt that can be told within the end: the first and last one, not written yet, whose usage is all there
+    is."""
+    attempts = exchange.attempts
+    if len(attempts) != 1:
+        return None
+    attempt = attempts[0]
+    return None if attempt.written or attempt.usage is not exchange.usage else attempt
+
+
+def encode_end(exchange: Exchange, seq: int, only: Attempt | None = None) -> bytes:
+    """`only`: see only_attempt."""
     route = exchange.route
     attempts = exchange.attempts
     target = attempts[-1].target if attempts else None
@@ -154,7 +166,26 @@ def encode_end(exchange: Exchange, seq: int) -> bytes:
             int((duration_s - exchange.upstream_s) * 1e6),
             exchange.bytes_in,
             exchange.bytes_out,
+            exchange.key_id,
+            None if only is None else _within_end(only),
         )
+    )
+
+
+def _within_end(attempt: Attempt) -> tuple[object, ...]:
+    first_byte_s = attempt.first_byte_s
+    first_token_s = attempt.first_token_s
+    return (
+        attempt.started_ns,
+        attempt.status,
+        attempt.error_kind,
+        None if first_byte_s is None else int(first_byte_s * 1e6),
+        None if first_token_s is None else int(first_token_s * 1e6),
+        int(attempt.duration_s * 1e6),
+        attempt.finish_reason,
+        attempt.upstream_request_id,
+        attempt.upstream_model,
+        attempt.reused,
     )
 
 
@@ -188,6 +219,8 @@ def _bounded(value: object) -> object:
             return max(-INTEGER_MAX, min(value, INTEGER_MAX))
         case float():
             return value
+        case tuple():
+            return [_bounded(inner) for inner in value]
         case dict():
             return {str(_bounded(str(name))): _number(gauge) for name, gauge in list(value.items())[:GAUGES_MAX]}
         case _:

@@ -156,7 +156,7 @@ def moment(ns: object) -> str:
 
 
 def _text(name: str) -> Callable[[Row], str]:
-    return lambda row: "-" if row[name] is None else printable(str(row[name]))
+    return lambda row: "-" if row[name] in (None, "") else printable(str(row[name]))
 
 
 def _time(name: str) -> Callable[[Row], str]:

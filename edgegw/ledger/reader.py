@@ -20,7 +20,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgegw.ledger.journal import JOURNAL_DIR, LIFE_FILE
-from edgegw.ledger.record import RECORD_BYTES_MAX, BadRecordError, Record, decoder, happened_ns
+from edgegw.ledger.record import (
+    RECORD_BYTES_MAX,
+    BadRecordError,
+    End,
+    Record,
+    attempt_within,
+    decoder,
+    happened_ns,
+)
 from edgegw.ledger.segment import (
     FORMAT,
     FRAME_BYTES,
@@ -86,7 +94,8 @@ class LifeReader:
         self._life_fd = -1
 
     def read(self, limit: int) -> list[Record]:
-        """Up to `limit` records that were not read yet, in their order; none when there are none now."""
+        """About `limit` records that were not read yet, in their order; none when there are none now. An attempt that
+        came within an End stands before it, as a record with the same `seq`."""
         records: list[Record] = []
         while len(records) < limit and not self.drained and not self.foreign and self._opened():
             # The header before the data: what is sealed or over by now is whole by now.
@@ -157,6 +166,8 @@ class LifeReader:
                     continue
                 self._damage.gaps += seq - last - 1
             last = seq
+            if record.__class__ is End and record.only is not None:
+                records.append(attempt_within(record, record.only))
             records.append(record)
         self.position.seq = last
 

@@ -4,8 +4,12 @@ A record is a msgpack array `[tag, version, seq, ...]` whose fields are those of
 Workers write it (encoding.py) without ever building a struct, the control process reads it with `decoder()`.
 
 The fields of `End` after `seq` are the columns of `requests`, those of `AttemptRecord` the columns of
-`provider_attempts` (sql/): a row is a record without its first two fields. Fields are only ever appended; anything else
-is a new VERSION. `*_ns` are Unix nanoseconds, `*_us` microseconds since the start of the exchange or the attempt.
+`provider_attempts` (sql/): a row is a record without its first two fields, and without the attempt that an `End` may
+carry. Fields are only ever appended; anything else, and whatever an older program must not pass over, is a new VERSION.
+`*_ns` are Unix nanoseconds, `*_us` microseconds since the start of the exchange or the attempt.
+
+Most exchanges have one attempt, and it ends when they do. It is told within the `End` (`OnlyAttempt`) and not in a
+record of its own: a third of the work for both sides. `attempt_within` makes a record of it again.
 
 Knows no files, no clock, no database.
 """
@@ -17,12 +21,14 @@ from typing import Annotated
 
 import msgspec
 
-VERSION = 1
+# 2: an End may carry its only attempt. A reader of version 1 would take such an End and lose the attempt.
+VERSION = 2
+_READABLE = frozenset({1, 2})
 
 # A string is cut at this many bytes of UTF-8. A payload that is no longer than this cannot hold a longer string, so one
 # comparison per record decides, and the same name is cut in the same place in every record.
 STRING_BYTES_MAX = 512
-# Ten strings at their bound, the numbers between them, or the gauges of a worker: nothing we write is longer.
+# Fifteen strings at their bound, the numbers between them, or the gauges of a worker: nothing we write is longer.
 RECORD_BYTES_MAX = 16_384
 # What a signed 64 bit column holds.
 INTEGER_MAX = 2**63 - 1
@@ -54,6 +60,7 @@ class Begin(msgspec.Struct, array_like=True, tag=TAG_BEGIN, gc=False):
     provider: str
     model: str
     attempt_started_ns: _Count
+    key_id: str | None = None
 
 
 class Try(msgspec.Struct, array_like=True, tag=TAG_TRY, gc=False):
@@ -99,10 +106,26 @@ class AttemptRecord(msgspec.Struct, array_like=True, tag=TAG_ATTEMPT, gc=False):
     reused: bool
 
 
+class OnlyAttempt(msgspec.Struct, array_like=True, gc=False):
+    """The first and last attempt of an exchange, within its End: what the End does not say itself."""
+
+    started_ns: _Count
+    status: _Count
+    error_kind: str | None
+    first_byte_us: _Count | None
+    first_token_us: _Count | None
+    duration_us: _Count
+    finish_reason: str | None
+    upstream_request_id: str | None
+    upstream_model: str | None
+    reused: bool
+
+
 class End(msgspec.Struct, array_like=True, tag=TAG_END, gc=False):
     """The whole row of a request. `provider` and `model` are those of the last attempt, None when none was made.
 
-    `overhead_us` is the gateway's own share of `duration_us`.
+    `overhead_us` is the gateway's own share of `duration_us`. `only`: the attempt, when there was one and it has no
+    record of its own.
     """
 
     version: int
@@ -132,6 +155,8 @@ class End(msgspec.Struct, array_like=True, tag=TAG_END, gc=False):
     overhead_us: _Count
     bytes_in: _Count
     bytes_out: _Count
+    key_id: str | None = None
+    only: OnlyAttempt | None = None
 
 
 class Vitals(msgspec.Struct, array_like=True, tag=TAG_VITALS, gc=False):
@@ -159,11 +184,41 @@ def decoder() -> Callable[[bytes], Record]:
             record = typed(payload)
         except (msgspec.DecodeError, UnicodeDecodeError):
             record = _mended(payload)
-        if record.version != VERSION:
-            raise BadRecordError(f"a record of version {record.version}; this program reads version {VERSION}")
+        if record.version not in _READABLE:
+            raise BadRecordError(f"a record of version {record.version}; this program reads up to {VERSION}")
         return record
 
     return decode
+
+
+def attempt_within(end: End, only: OnlyAttempt) -> AttemptRecord:
+    """The record of the attempt that `end` carries: the primary one, and what it used is what the request used."""
+    return AttemptRecord(
+        end.version,
+        end.seq,
+        end.id,
+        1,
+        "primary",
+        end.provider or "",
+        end.model or "",
+        only.started_ns,
+        only.status,
+        only.error_kind,
+        None,
+        only.first_byte_us,
+        only.first_token_us,
+        only.duration_us,
+        end.input_tokens,
+        end.output_tokens,
+        end.cached_tokens,
+        end.cache_write_tokens,
+        end.reasoning_tokens,
+        end.estimated,
+        only.finish_reason,
+        only.upstream_request_id,
+        only.upstream_model,
+        only.reused,
+    )
 
 
 def happened_ns(record: Record) -> int:
@@ -192,6 +247,8 @@ def _mended(payload: bytes) -> Record:
 
 
 def _clamped(value: object) -> object:
+    if isinstance(value, list):
+        return [_clamped(inner) for inner in value]
     if isinstance(value, int) and not isinstance(value, bool):
         return max(0, min(value, INTEGER_MAX))
     return value

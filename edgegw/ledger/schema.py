@@ -7,10 +7,12 @@ newer version of this program and is refused.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
+from pathlib import Path
 
 from edgegw.ledger.store import SchemaTooNewError
 
@@ -43,6 +45,33 @@ def migrations(dialect: str) -> tuple[Migration, ...]:
     if [migration.version for migration in found] != list(range(1, len(found) + 1)):
         raise FileNotFoundError(f"the files of sql/{dialect} are not numbered 1, 2, 3, … without a gap")
     return tuple(found)
+
+
+def open_database(path: Path, known: tuple[Migration, ...], wall_ns: int, busy_timeout_s: float) -> sqlite3.Connection:
+    """A connection to a SQLite file that is up to date, made first where there is none; in autocommit mode.
+
+    Raises SchemaTooNewError, and OSError and sqlite3.Error as they come.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    connection = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        migrate(connection, known, wall_ns)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """By which a file that was moved away or replaced is told from the one that is open. None: there is none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def migrate(connection: sqlite3.Connection, known: tuple[Migration, ...], wall_ns: int) -> None:

@@ -19,7 +19,8 @@ from zlib import crc32
 
 from edgegw.ledger.record import RECORD_BYTES_MAX
 
-FORMAT = 1
+# 2: records of version 2. A program that knows format 1 only leaves such journals alone and does not half read them.
+FORMAT = 2
 MAGIC = 0x4A574745  # "EGWJ"
 HEADER_BYTES = 64
 FRAME_BYTES = 8

@@ -11,7 +11,6 @@ the connection is still good for. The only module that knows how the tables are 
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +21,14 @@ import msgspec
 
 from edgegw.clock import Clock
 from edgegw.ledger.record import AttemptRecord, Begin, End, Try
-from edgegw.ledger.schema import Migration, migrate
+from edgegw.ledger.schema import Migration, file_identity, open_database
 from edgegw.ledger.store import Batch, Checkpoint, OpenExchange, Position, StoreError
 
 # How long SQLite itself waits for another process's lock before the shipper backs off.
 BUSY_TIMEOUT_S = 1.0
-# The first fields of a record (version, seq) are no columns.
-_NO_COLUMNS = 2
+# The first fields of a record (version, seq) are no columns; the last of an End is the row of another table.
+_REQUEST_COLUMNS = slice(2, -1)
+_ATTEMPT_COLUMNS = slice(2, None)
 
 _T = TypeVar("_T")
 _OpenState = tuple[Begin, Begin | Try | None, AttemptRecord | None]
@@ -49,11 +49,14 @@ class SqliteStore:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger-sqlite")
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
+        # For what it does not know, None and bool among it, sqlite3 searches its protocols at 0.3 us a value.
+        sqlite3.register_adapter(bool, int)
+        sqlite3.register_adapter(type(None), _as_it_is)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(_OpenState).decode
-        self._insert_request = _insert("requests", End.__struct_fields__[_NO_COLUMNS:], "id")
+        self._insert_request = _insert("requests", End.__struct_fields__[_REQUEST_COLUMNS], "id")
         self._insert_attempt = _insert(
-            "provider_attempts", AttemptRecord.__struct_fields__[_NO_COLUMNS:], "request_id, number"
+            "provider_attempts", AttemptRecord.__struct_fields__[_ATTEMPT_COLUMNS], "request_id, number"
         )
 
     async def write(self, batch: Batch, checkpoint: Checkpoint) -> None:
@@ -86,8 +89,8 @@ class SqliteStore:
 
     def _write(self, batch: Batch, checkpoint: Checkpoint) -> None:
         row = msgspec.structs.astuple
-        requests = [row(record)[_NO_COLUMNS:] for record in batch.requests]
-        attempts = [row(record)[_NO_COLUMNS:] for record in batch.attempts]
+        requests = [row(record)[_REQUEST_COLUMNS] for record in batch.requests]
+        attempts = [row(record)[_ATTEMPT_COLUMNS] for record in batch.attempts]
         connection = self._connected()
         connection.execute("BEGIN IMMEDIATE")
         if requests:
@@ -127,19 +130,14 @@ class SqliteStore:
 
     def _connected(self) -> sqlite3.Connection:
         """The connection; a new one after an error, and when the file was moved away or replaced under us."""
-        if self._connection is not None and self._file == _identity(self._path):
+        if self._connection is not None and self._file == file_identity(self._path):
             return self._connection
         self._disconnect()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.touch(mode=0o600)
-        connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        connection = open_database(self._path, self._known, self._clock.wall_ns(), BUSY_TIMEOUT_S)
         self._connection = connection
-        self._file = _identity(self._path)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
+        self._file = file_identity(self._path)
         if self.pages_max:
             connection.execute(f"PRAGMA max_page_count = {int(self.pages_max)}")
-        migrate(connection, self._known, self._clock.wall_ns())
         return connection
 
     def _disconnect(self) -> None:
@@ -154,9 +152,5 @@ def _insert(table: str, columns: tuple[str, ...], key: str) -> str:
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks}) ON CONFLICT ({key}) DO NOTHING"
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
+def _as_it_is(none: None) -> None:
+    return none

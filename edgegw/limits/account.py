@@ -113,13 +113,21 @@ class Allowance:
     def lines(self, now_s: float) -> bytes:
         """How things stand, as header lines for any reply: of several limits per minute the one with least left."""
         single = self.single
-        if single is not None and not single.mode and single.local is None:
-            return single.lines(now_s)
-        lines = b""
-        for group in self._told:
-            tightest = group[0] if len(group) == 1 else min(group, key=lambda a: a.standing(now_s).remaining)
-            lines += tightest.lines(now_s)
-        mode = 0
-        for account in self.accounts:
-            mode = max(mode, account.mode if account.local is None else _LOCAL)
+        if single is not None:
+            lines, mode = single.lines(now_s), _mode(single)
+        else:
+            lines = b"".join([_tightest(told, now_s).lines(now_s) for told in self._told])
+            mode = max(map(_mode, self.accounts))
         return lines + b"x-edgegw-limits: %b\r\n" % Mode(mode).name.lower().encode() if mode else lines
+
+
+def _tightest(accounts: list[Account], now_s: float) -> Account:
+    """The one of which least is left."""
+    if len(accounts) == 1:
+        return accounts[0]
+    return min(accounts, key=lambda account: account.standing(now_s).remaining)
+
+
+def _mode(account: Account) -> int:
+    """How it is counted at the moment, as a Mode: by the worker alone, or as the authority said."""
+    return account.mode if account.local is None else max(account.mode, Mode.LOCAL)

@@ -36,17 +36,18 @@ class Rules:
         inherited = {measure: value for measure in MEASURES if (value := getattr(default, measure.name)) is not None}
         self._default = _Tenant(inherited, without_redis=default.without_redis)
         self._tenants = {name: self._tenant(tenant) for name, tenant in settings.tenants.items()}
-        self._keys: dict[str, dict[Measure, int]] = {}
+        self._keys: dict[str, tuple[str, dict[Measure, int]]] = {}  # by id: the tenant that it is of, and its limits
         for name, tenant in settings.tenants.items():
             for key in tenant.keys.values():
-                self.set_key(f"{name}.{key.name}", key.limits)
+                self.set_key(f"{name}.{key.name}", name, key.limits)
 
     def meters(self, tenant: str, key_id: str | None, model: str) -> list[tuple[str, int]]:
         """What a request counts against, each with its limit: the tenant's tokens per minute first, always."""
         known = self._tenants.get(tenant, self._default)
         found = [*_of(known.limits, tenant)]
-        if key_id is not None:
-            found += _of(self._keys.get(key_id, {}), tenant, "key", key_id)
+        if key_id is not None and key_id in self._keys:
+            owner, limits = self._keys[key_id]  # counted together, whichever tenants it acts for
+            found += _of(limits, owner, "key", key_id)
         for pattern in known.patterns:
             if pattern.fits(model):
                 found += _of(known.models[pattern.text], tenant, "model", pattern.text)
@@ -59,7 +60,7 @@ class Rules:
         tenant = self._tenants.get(taken_apart.tenant, self._default)
         limits = tenant.limits
         if taken_apart.scope == "key":
-            limits = self._keys.get(taken_apart.name, {})
+            limits = self._keys.get(taken_apart.name, ("", {}))[1]
         elif taken_apart.scope == "model":
             limits = tenant.models.get(taken_apart.name, {})
         return limits.get(taken_apart.measure, NO_LIMIT)
@@ -81,11 +82,11 @@ class Rules:
             tenant.without_redis or self._default.without_redis,
         )
 
-    def set_key(self, key_id: str, limits: OwnLimits | None) -> None:
-        """The limits of a key from now on; None when it has none."""
+    def set_key(self, key_id: str, tenant: str, limits: OwnLimits | None) -> None:
+        """The limits of a tenant's key from now on; None when it has none."""
         own = {} if limits is None else _own(limits)
         if own:
-            self._keys[key_id] = own
+            self._keys[key_id] = tenant, own
         else:
             self._keys.pop(key_id, None)
 

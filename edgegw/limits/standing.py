@@ -13,8 +13,8 @@ from math import ceil
 from edgegw.errors import GatewayError
 from edgegw.limits.meter import Meter, Shape, Unit
 
-_LINES = b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n"
-LINES: dict[Unit, bytes] = {"tokens": _LINES % ((b"tokens",) * 3), "requests": _LINES % ((b"requests",) * 3)}
+_TOKEN_LINES = b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\nx-ratelimit-reset-tokens: %b\r\n"
+LINES: dict[Unit, bytes] = {"tokens": _TOKEN_LINES, "requests": _TOKEN_LINES.replace(b"tokens", b"requests")}
 _WAY_S = 0.05  # so old may be what we know: without it a day would end at 00:00:01
 RETRY_WITHIN_S = 60.0  # a client's library is told to wait itself for what is over so soon
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from edgegw.dialects import anthropic_messages
 from edgegw.dialects.anthropic_request import unwraps, write
 from edgegw.dialects.anthropic_stream import AnthropicStream
@@ -37,7 +39,7 @@ class Anthropic(Provider):
         answer = anthropic_messages.read_message(body, self._unwrap(ask, model), self.masked)
         return PlainReply(write_answer(answer, created_s), answer.usage, answer.finish, answer.model)
 
-    def fault(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, wall_s: float) -> UpstreamFault:
+    def fault(self, status: int, headers: Mapping[bytes, bytes], body: bytes, wall_s: float) -> UpstreamFault:
         """Never verbatim: no client speaks this dialect yet."""
         fault = super().fault(status, headers, body, wall_s)
         fault.verbatim = False

@@ -138,14 +138,14 @@ class Provider(ABC):
     def plain(self, ask: Ask, model: str, body: bytes, *, created_s: int) -> PlainReply:
         """Reads a whole reply of status 200. Raises UpstreamFault: garbage, or an error inside it."""
 
-    def fault(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, wall_s: float) -> UpstreamFault:
+    def fault(self, status: int, headers: Mapping[bytes, bytes], body: bytes, wall_s: float) -> UpstreamFault:
         """What a reply that is no answer means. `headers` have lower-case names; `wall_s` is Unix time, for dates."""
         body = self.masked(body[:ERROR_BODY_BYTES_MAX])
         error, well_formed = self._error_in(body)
         words = self._words(error)
         kind = self._kind(status, words)
         asked_s = retry_after_s(headers, wall_s) if status in _STATUSES_WITH_RETRY_AFTER else None
-        told = dict(headers).get(b"x-should-retry")
+        told = headers.get(b"x-should-retry")
         if told == b"true" and kind in _RETRYABLE_WHEN_TOLD:
             kind = "upstream_error"
         elif told == b"false" and kind != "upstream_refused":

@@ -6,6 +6,7 @@ RFC 9110, 10.2.3 and 5.6.7. What cannot be read counts as not said.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 # Longer than a day is a mistake or an attack; it means "not in this request" all the same.
@@ -16,13 +17,12 @@ _HTTP_DATE = re.compile(rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), (\d\d) ([A-Z][a-z]{2
 _MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
 
 
-def retry_after_s(headers: list[tuple[bytes, bytes]], wall_s: float) -> float | None:
+def retry_after_s(headers: Mapping[bytes, bytes], wall_s: float) -> float | None:
     """Seconds to wait from `wall_s` (Unix time), at least 0; None when nothing readable was said."""
-    said = {name: value.strip() for name, value in headers if name in (b"retry-after", b"retry-after-ms")}
-    milliseconds = said.get(b"retry-after-ms", b"")
+    milliseconds = headers.get(b"retry-after-ms", b"").strip()
     if _NUMBER.match(milliseconds):
         return min(float(milliseconds) / 1000, RETRY_AFTER_MAX_S)
-    value = said.get(b"retry-after", b"")
+    value = headers.get(b"retry-after", b"").strip()
     if _NUMBER.match(value):
         return min(float(value), RETRY_AFTER_MAX_S)
     date_s = _unix_time(value)

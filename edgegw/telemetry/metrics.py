@@ -46,6 +46,8 @@ OVERHEAD_BOUNDS_US: tuple[int, ...] = (50, 100, 200, 300, 500, 750, 1_000, 2_000
 OVERHEAD_BOUNDS_US += (1_000_000,)
 
 Labels = tuple[str, ...]
+Figure = float | Mapping[Labels, float]
+"""What others keep: one number, or one for each combination of labels."""
 
 
 class Histogram:
@@ -84,10 +86,10 @@ _TOKEN_TYPES = ("input", "output", "cached", "cache_write", "reasoning")
 class Metrics:
     """All counters of this gateway since its control process started.
 
-    `own`: gauges and counters without labels that others keep (the shipper's lag, …), read when rendered.
+    `own`: gauges and counters that others keep (the shipper's lag, …), read when rendered.
     """
 
-    def __init__(self, own: Mapping[Family, Callable[[], float]] | None = None) -> None:
+    def __init__(self, own: Mapping[Family, Callable[[], Figure]] | None = None) -> None:
         self._own = dict(own or {})
         self._requests: dict[tuple[str, str, int], int] = {}
         self._routes: dict[str | None, str] = {None: NO_ROUTE}
@@ -167,7 +169,8 @@ class Metrics:
         yield from self._target_lines()
         yield from self._worker_lines()
         for family, read in self._own.items():
-            yield from _simple(family, [((), read())])
+            figure = read()
+            yield from _simple(family, figure.items() if isinstance(figure, Mapping) else [((), figure)])
         yield from _simple(names.BUILD_INFO, [((__version__,), 1)])
 
     def _target_lines(self) -> Iterator[str]:

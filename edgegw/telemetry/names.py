@@ -75,6 +75,24 @@ LEDGER_INTERRUPTED = Family(
 )
 JOURNAL_BYTES = Family("edgegw_journal_bytes", "gauge", "Bytes of all workers' journals on disk, shipped or not.")
 
+# Only with Redis as the authority of limits.
+REDIS_CALLS = Family("edgegw_redis_calls_total", "counter", "Calls of the script that counts limits in Redis.")
+REDIS_OPERATIONS = Family(
+    "edgegw_redis_operations_total", "counter", "Leases asked for, returned and charged in those calls."
+)
+REDIS_CALL_SECONDS = Family(
+    "edgegw_redis_call_seconds_total", "counter", "Time between sending those calls and their answers, all together."
+)
+REDIS_FAILURES = Family(
+    "edgegw_redis_failures_total",
+    "counter",
+    "Calls that failed: kind is timeout, connection, or the first word of what Redis replied.",
+    ("kind",),
+)
+REDIS_AWAY = Family("edgegw_redis_away", "gauge", "1 while limits are kept without Redis, or a part of it, else 0.")
+REDIS_ABSENCES = Family("edgegw_redis_absences_total", "counter", "How often Redis went away.")
+REDIS_REPLICAS = Family("edgegw_redis_replicas", "gauge", "Gateways that share the limits, lately seen, with this one.")
+
 # What a worker calls its gauges in its vitals, and what they are called outside; `worker` is its slot. A gauge that is
 # not in here is exposed all the same, as edgegw_worker_NAME.
 WORKER_LABELS = ("worker",)
