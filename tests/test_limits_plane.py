@@ -241,3 +241,17 @@ async def test_many_workers_never_run_more_at_once_than_there_are_slots(tmp_path
         assert most <= 5
         assert served > 100
         await until(lambda: house.authority.level(PAR) == 5)
+
+
+async def test_workers_know_among_how_many_a_limit_is_shared_whatever_comes_and_goes(tmp_path: Path) -> None:
+    """While the control process is away each of them admits its share, and those of other replicas admit theirs."""
+    async with plane(tmp_path, {"tpm": 60_000}) as house:
+        house.authority.replicas = 10
+        first, second = await house.worker(), await house.worker()
+        await until(lambda: first.accounts._shares == second.accounts._shares == 20)
+        house.authority.replicas = 30
+        await first.reserve(100)
+        assert first.accounts._shares == 60, "told with the first answer"
+        await second.client.close()
+        house.workers.remove(second)
+        await until(lambda: first.accounts._shares == 30)

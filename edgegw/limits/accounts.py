@@ -121,6 +121,9 @@ class Accounts:
         """Of what was taken, so much was not used (negative: so much more was). Never raises."""
         if account.followed and account.local is None:
             account.settle(difference)
+            if not account.active:  # nobody here has use for it: at once to where others find it
+                self._give_back(account, account.surplus(idle=True))
+                return
             if account.shape is _SLOTS:
                 self._slot_free(account)
         elif account.evicted or (self._open and account.local is None):  # there is no lease that it could go to

@@ -24,6 +24,7 @@ RATE_MEMORY_S = 0.5  # time constant of the recent rate: follows a burst within 
 HORIZON_S = 2.0  # a lease should last so long at the recent rate, half of it before it is topped up: one ask a second
 LIMIT_SHARE = 100  # a lease aims at 1/100 of the limit at most and gives back above twice that: 2 % at most lie idle
 REMAINING_SHARE = 8  # and at 1/8 of what is left, so that the last tokens of a minute lie where everybody can take them
+LONE_CHECKS = 1  # so many checks that saw use make no lease yet: a lone request takes what it needs, and is gone
 REFUSAL_HOLDS_S = 0.02  # after a refusal as large a request is refused unasked: a flood of them costs 50 asks a second
 
 _REFILLS, _SLOTS = Shape.REFILLS, Shape.SLOTS
@@ -59,6 +60,7 @@ class Lease:
         "tally",
         "target",
         "used_s",
+        "uses",
         "window",
     )
 
@@ -85,6 +87,7 @@ class Lease:
         self.window = 0  # how many of them are over
         self.checked_s = now_s
         self.used_s = now_s
+        self.uses = 0  # checks that saw something spent, since it woke
         self.local: Stock | None = None  # while the authority is away
         self.charged = 0  # admitted from `local`, not yet told
 
@@ -132,6 +135,7 @@ class Lease:
         """In use again. The rate of before counts the less the longer that is ago."""
         self.rate *= max(0.0, 1.0 - (now_s - self.checked_s))
         self.checked_s = self.used_s = now_s
+        self.uses = 0
 
     def check(self, now_s: float) -> None:
         """Every CHECK_EVERY_S: learns the recent rate, and from it what to hold."""
@@ -140,6 +144,7 @@ class Lease:
             return
         if self.spent:
             self.used_s = now_s
+            self.uses += self.spent > 0
         recent = max(0, self.spent) / elapsed_s
         self.rate += (recent - self.rate) * min(1.0, elapsed_s / RATE_MEMORY_S)
         self.spent = 0
@@ -172,6 +177,9 @@ class Lease:
         return outdated
 
     def _aim(self, now_s: float) -> None:
+        if self.uses <= LONE_CHECKS:
+            self.target = self.low_water = 0
+            return
         remaining = max(0, self.remaining_at(now_s))
         self.target = min(int(self.rate * HORIZON_S), self.limit // LIMIT_SHARE, remaining // REMAINING_SHARE)
         self.low_water = self.target // 2
