@@ -183,7 +183,7 @@ class Fleet:
         reserved = sum(run.tokens for run in member.running)
         self.used += reserved
         day = member.accounts._leases.get(DAY)
-        if day is not None:
+        if day is not None and member.asking:
             self.undecided += day.in_use - reserved - member.used
         await bury(member)
         self.join()
@@ -212,12 +212,15 @@ class Fleet:
             unspent.update(member.link.holdings.unspent())
         return unspent
 
-    def restart(self, *, remembering: bool) -> None:
-        """The control process is killed and back at once."""
+    def restart(self, *, remembering: bool, complete: bool = False) -> None:
+        """The control process is killed and back at once. `complete`: it had saved what it knew as it left."""
         self.epoch += 1
+        before = self.authority
         self.authority = MemoryAuthority(self.rules.limit, self.clock)
+        if complete:
+            self.saved = before.remember(self.unspent())
         if remembering:
-            self.authority.restore(self.saved)
+            self.authority.restore(self.saved, complete=complete)
         self.broken.clear()
         for member in self.members:
             self.cut(member)
@@ -346,16 +349,16 @@ async def test_a_restart_forgets_nothing_that_was_used(memory: str, script: list
     with patience():
         for action, number, amount in script:
             if action == "restart":
-                if memory == "saved as it left":
-                    fleet.saved = fleet.authority.remember(fleet.unspent())
-                fleet.restart(remembering=memory != "none")
+                fleet.restart(remembering=memory != "none", complete=memory == "saved as it left")
             elif action != "kill" or memory == "saved as it left":
                 await act(fleet, action, number, amount, 6000)
             await fleet.pump()
             assert fleet.admitted <= LIMITS["day"]
             assert fleet.admitted <= LIMITS["tpm"] + fleet.refill + 1
         await fleet.rest()
-        assert fleet.authority.level(DAY) <= LIMITS["day"] - fleet.used
+        left = LIMITS["day"] - fleet.used - fleet.undecided
+        assert fleet.authority.level(DAY) <= left
+        assert fleet.authority.level(DAY) == left or memory != "saved as it left", "a reload loses nothing"
         assert fleet.authority.level(PAR) == LIMITS["par"]
         await fleet.close()
 

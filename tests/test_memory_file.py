@@ -107,6 +107,19 @@ async def test_what_workers_remember_beyond_the_file_counts_once(house: House) -
     assert house.levels()["day"] == 98_500
 
 
+async def test_what_was_written_as_it_left_no_worker_knows_better(house: House) -> None:
+    """Their last word is older: what others gave back since then would be lost with every reload."""
+    await house.use(day=1000)
+    house.file.save(leaving=True)
+    house.restart()
+    house.authority.recall(DAY, 90_000)
+    house.authority.recall(MONTH, 90_000)
+    assert (house.levels()["day"], house.levels()["month"]) == (99_000, 1_000_000)
+    house.restart()  # killed at once
+    house.authority.recall(DAY, 90_000)
+    assert house.levels()["day"] == 90_000
+
+
 async def test_another_limit_after_the_restart_forgets_nothing(house: House) -> None:
     await house.use(day=40_000, tpm=6000)
     house.file.save()
@@ -148,7 +161,7 @@ async def test_restarts_admit_nothing_that_one_process_would_not(
 
 
 def packed(*entries: object) -> bytes:
-    return msgspec.msgpack.encode(entries)
+    return msgspec.msgpack.encode([False, entries])
 
 
 @pytest.mark.parametrize(("content", "told"), [
@@ -182,7 +195,7 @@ async def test_what_has_refilled_is_forgotten_in_the_file(house: House) -> None:
     house.file.save()
     house.jump(60)
     house.file.save()
-    assert msgspec.msgpack.decode((house.path / FILE_NAME).read_bytes()) == []
+    assert msgspec.msgpack.decode((house.path / FILE_NAME).read_bytes()) == [False, []]
     written_ns = (house.path / FILE_NAME).stat().st_mtime_ns
     house.file.save()
     assert (house.path / FILE_NAME).stat().st_mtime_ns == written_ns, "nothing new"

@@ -49,7 +49,7 @@ def test_a_tenant_has_the_default_limits_but_for_its_own() -> None:
 def test_the_tokens_per_minute_of_the_tenant_come_first_always() -> None:
     everything = OwnLimits(**{measure.name: 5 for measure in MEASURES})
     rules = Rules(Settings(tenants=tenant("acme", everything, models={"*": everything})))
-    rules.set_key("acme.k", everything)
+    rules.set_key("acme.k", "acme", everything)
     meters = [read_meter(id_) for id_, _ in rules.meters("acme", "acme.k", "m")]
     assert meters[0] == Meter(BY_CODE["tpm"], "acme")
     assert [(meter.scope, meter.measure) for meter in meters] == [
@@ -76,12 +76,19 @@ def test_limits_of_keys_come_and_go() -> None:
     assert found(rules, "acme", "k7") == {"tpm": 50_000, "day@k7": 500}
     rules.set_key("k7", "acme", OwnLimits(tokens_per_day=700, concurrent_requests=1))
     assert found(rules, "acme", "k7") == {"tpm": 50_000, "par@k7": 1, "day@k7": 700}
-    assert found(rules, "beta", "k7") == {"tpm": 50_000, "par@k7": 1, "day@k7": 700}, "for whomever it acts"
-    assert all(read_meter(id_).tenant == "acme" for id_, _ in rules.meters("beta", "k7", "m")[1:]), "counted together"
+    assert [read_meter(id_).tenant for id_, _ in rules.meters("beta", "k7", "m")] == ["beta", "acme", "acme"]
     for nothing in (OwnLimits(), None, None):
         rules.set_key("k7", "acme", nothing)
         assert found(rules, "acme", "k7") == {"tpm": 50_000}
         assert rules.limit(meter) == NO_LIMIT, "who still asks for it is not held up"
+
+
+def test_a_key_that_acts_for_others_has_one_limit_for_all_of_them() -> None:
+    rules = Rules(Settings())
+    rules.set_key("k7", "acme", OwnLimits(tokens_per_day=500))
+    own, other = ([id_ for id_, _ in rules.meters(tenant, "k7", "m")] for tenant in ("acme", "beta"))
+    assert own[1] == other[1] == Meter(BY_CODE["day"], "acme", "key", "k7").id
+    assert own[0] != other[0]
 
 
 def test_of_patterns_the_most_literal_counts_and_its_models_count_together() -> None:

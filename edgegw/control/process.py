@@ -87,7 +87,7 @@ class ControlProcess:
         if feeding is not None:
             code = await _end(feeding) or code
         if self.memory is not None:
-            self.memory.save()
+            self.memory.save(leaving=True)
         await self.channel.close()
         if self.shared is not None:
             await self.shared.close()

@@ -72,6 +72,7 @@ class MemoryAuthority:
         self._stocks: dict[str, Stock] = {}
         self._recalled: dict[str, Stock] = {}
         self._sweep_at = STOCKS_BEFORE_SWEEP
+        self._complete = False  # what was restored is all that there was
 
     async def lease(self, meter: str, want: int, need: int) -> Offer:
         found, now_s = self._stock(meter)
@@ -90,6 +91,8 @@ class MemoryAuthority:
     def recall(self, meter: str, level: int) -> None:
         """Several workers remember, and the lowest level counts; what was taken from the new stock meanwhile stays
         taken. So each one lowers the stock only by what the ones before, and our own memory, did not."""
+        if self._complete:
+            return
         found, now_s = self._stock(meter)
         lowest = self._recalled.get(meter)
         if lowest is None:
@@ -118,8 +121,10 @@ class MemoryAuthority:
                 kept.append(Remembered(meter, found.limit, level, wall_s))
         return kept
 
-    def restore(self, kept: list[Remembered]) -> None:
-        """What an authority before this one remembered. Refilled for the time between; what was used stays used."""
+    def restore(self, kept: list[Remembered], *, complete: bool = False) -> None:
+        """What an authority before this one remembered. Refilled for the time between; what was used stays used.
+        `complete`: it had decided nothing after that, so that what workers recall is older, and not listened to."""
+        self._complete = complete
         wall_s = self._clock.wall_ns() / 1e9
         for entry in kept:
             measure = read_meter(entry.meter).measure

@@ -1,8 +1,9 @@
 """What the memory authority knows, kept in a file: what was used of a day, a month or a minute outlives every restart.
 
 Written once a second where something changed, and when the control process leaves: a new file that takes the place of
-the old one, so a reader finds one or the other. A file that cannot be read or written is logged and forgotten: the
-limits then begin anew, and workers tell what they remember.
+the old one, so a reader finds one or the other. What was written as it left is exact. After a kill the workers tell
+what they know beyond the file (`recall`), and what others had in hand when they last heard is lost. A file that cannot
+be read or written is logged and forgotten: the limits then begin anew, and workers tell what they remember.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 from edgegw.limits.authority import MemoryAuthority, Remembered
 
@@ -23,6 +25,13 @@ FILE_NAME = "limits.state"
 logger = logging.getLogger("edgegw.limits")
 
 
+class _Memory(Struct, array_like=True):
+    """`complete`: written as the control process left, so that no worker remembers better."""
+
+    complete: bool
+    stocks: list[Remembered]
+
+
 class MemoryFile:
     """`unspent` says what the workers hold at this moment: that is theirs, and they will say what they spent of it."""
 
@@ -30,14 +39,16 @@ class MemoryFile:
         self._path = state_dir / FILE_NAME
         self._authority = authority
         self._unspent = unspent
-        self._saved = b""
+        self._saved = False  # there is something in the file
         self._failing = False
 
     def load(self) -> None:
         """Into the authority, before anybody asks it."""
         try:
-            kept = msgspec.msgpack.decode(self._path.read_bytes(), type=list[Remembered])
-            self._authority.restore(kept)
+            memory = msgspec.msgpack.decode(self._path.read_bytes(), type=_Memory)
+            self._authority.restore(memory.stocks, complete=memory.complete)
+            self._saved = bool(memory.stocks)
+            self.save()  # it is complete no longer
         except FileNotFoundError:
             return
         except (OSError, ValueError, OverflowError) as error:  # msgspec's are ValueErrors, and so is an unknown meter
@@ -49,11 +60,12 @@ class MemoryFile:
             await asyncio.sleep(SAVE_EVERY_S)
             self.save()
 
-    def save(self) -> None:
+    def save(self, *, leaving: bool = False) -> None:
+        """`leaving`: nothing more is decided after this."""
         kept = self._authority.remember(self._unspent())
-        if not kept and not self._saved:
+        if not kept and not self._saved and not leaving:
             return
-        data = msgspec.msgpack.encode(kept)
+        data = msgspec.msgpack.encode(_Memory(leaving, kept))
         new = self._path.with_suffix(".new")
         try:
             new.write_bytes(data)
@@ -64,4 +76,4 @@ class MemoryFile:
             self._failing = True
             return
         self._failing = False
-        self._saved = data if kept else b""
+        self._saved = bool(kept)

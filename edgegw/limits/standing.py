@@ -15,6 +15,7 @@ from edgegw.limits.meter import Meter, Shape, Unit
 
 _TOKEN_LINES = b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\nx-ratelimit-reset-tokens: %b\r\n"
 LINES: dict[Unit, bytes] = {"tokens": _TOKEN_LINES, "requests": _TOKEN_LINES.replace(b"tokens", b"requests")}
+_WAY_S = 0.05  # so old may be what we know: without it a day would end at 00:00:01
 RETRY_WITHIN_S = 60.0  # a client's library is told to wait itself for what is over so soon
 
 
@@ -34,7 +35,8 @@ class Standing:
         """In OpenAI's words and in Anthropic's, which have the moment of the reset; `wall_s` are Unix seconds."""
         name = unit.encode()
         limit, remaining = b"%d" % self.limit, b"%d" % self.remaining
-        moment = datetime.fromtimestamp(ceil(wall_s + self.reset_s), UTC).strftime("%Y-%m-%dT%H:%M:%SZ").encode()
+        reset = datetime.fromtimestamp(ceil(wall_s + self.reset_s - _WAY_S), UTC)
+        moment = reset.strftime("%Y-%m-%dT%H:%M:%SZ").encode()
         return (
             (b"x-ratelimit-limit-" + name, limit),
             (b"x-ratelimit-remaining-" + name, remaining),
