@@ -229,11 +229,7 @@ class ResponseReader:
             return _ENDLESS_ANNOUNCEMENTS
         if not _STATUS_MIN <= self.status <= _STATUS_MAX:
             return _NO_SUCH_STATUS
-        start = 0
-        for _ in range(self._informational):
-            start = head.find(_END_OF_HEAD, start) + len(_END_OF_HEAD)
-            while head.startswith(_END_OF_LINE, start):  # which the parser passes over
-                start += len(_END_OF_LINE)
+        start = self._behind_announcements(head) if self._informational else 0
         end = head.find(_END_OF_HEAD, start)
         if end - start > self._head_bytes_max:
             return _HEAD_TOO_LARGE
@@ -255,6 +251,14 @@ class ResponseReader:
             self._keep_alive = False
             self._open_ended = ends_at_close(headers, minor)
         return None
+
+    def _behind_announcements(self, head: bytes) -> int:
+        start = 0
+        for _ in range(self._informational):
+            start = head.find(_END_OF_HEAD, start) + len(_END_OF_HEAD)
+            while head.startswith(_END_OF_LINE, start):  # which the parser passes over
+                start += len(_END_OF_LINE)
+        return start
 
     def _count_void(self, size: int) -> None:
         """Bound what is neither body nor end: chunk extensions and trailers."""

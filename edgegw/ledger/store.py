@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from edgegw.ledger.record import AttemptRecord, Begin, End, Try
 
 
@@ -33,8 +35,7 @@ class Position:
     wall_ns: int = 0
 
 
-@dataclass(slots=True)
-class OpenExchange:
+class OpenExchange(msgspec.Struct, gc=False):
     """An exchange without its End. `flight` is the attempt under way, `last` the latest one that is finished."""
 
     life: str

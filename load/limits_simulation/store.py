@@ -49,7 +49,7 @@ class Store:
     def __init__(self) -> None:
         self._stocks: dict[bytes, Stock] = {}
         self._slots: dict[bytes, Slots] = {}
-        self._replicas: dict[str, int] = {}
+        self._replicas: dict[bytes, dict[str, int]] = {}  # by the list's key
 
     def __len__(self) -> int:
         return len(self._stocks) + len(self._slots)
@@ -67,7 +67,7 @@ class Store:
         for number, key in enumerate(keys):
             what, shape, limit, a, b, held = arguments[1 + ARGUMENTS * number : 1 + ARGUMENTS * (number + 1)]
             if what == b"beat":
-                answers += (self._beat(replica, int(a), now_us // MICROS_PER_S), 0, 0)
+                answers += (self._beat(key, replica, int(a), now_us // MICROS_PER_S), 0, 0)
             elif shape == b"S":
                 answers += self._on_slots(
                     key, replica, what, int(limit), int(a), int(b), int(held), now_us // MICROS_PER_S
@@ -152,12 +152,13 @@ class Store:
         slots.forgotten_at_s = now_s + SLOTS_LEASE_S + 5
         self._slots[key] = slots
 
-    def _beat(self, replica: str, leaves: int, now_s: int) -> int:
+    def _beat(self, key: bytes, replica: str, leaves: int, now_s: int) -> int:
+        seen = self._replicas.setdefault(key, {})
         if leaves == 1:
-            self._replicas.pop(replica, None)
+            seen.pop(replica, None)
         else:
-            self._replicas[replica] = now_s
-        for other, seen_s in list(self._replicas.items()):
+            seen[replica] = now_s
+        for other, seen_s in list(seen.items()):
             if seen_s < now_s - REPLICA_SEEN_S:
-                del self._replicas[other]
-        return len(self._replicas)
+                del seen[other]
+        return len(seen)
