@@ -123,6 +123,7 @@ class Accounts:
             account.settle(difference)
             if not account.active:  # nobody here has use for it: at once to where others find it
                 self._give_back(account, account.surplus(idle=True))
+                self._rest(account)
                 return
             if account.shape is _SLOTS:
                 self._slot_free(account)
@@ -163,6 +164,11 @@ class Accounts:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(CHECK_EVERY_S, self.check_leases)
 
+    def _rest(self, account: Account) -> None:
+        """It may be forgotten to make room; but not a slot that is in use, of which nobody else would know."""
+        if account.shape is not _SLOTS or not account.in_use:
+            self._leases.rest(account)
+
     def check_leases(self) -> None:
         """Looks after the leases whose turn it is: called by our own timer for as long as one is in use."""
         self._stop_timer()
@@ -178,8 +184,7 @@ class Accounts:
                 rotation.append(account)
             else:
                 account.active = False
-                if account.shape is not _SLOTS or not account.in_use:  # else it has to stay known
-                    self._leases.rest(account)
+                self._rest(account)
         if rotation:
             pause_s = max(CHECK_PAUSE_S, rotation[0].checked_s + CHECK_EVERY_S - now_s)
             self._timer = asyncio.get_running_loop().call_later(pause_s, self.check_leases)
