@@ -1,7 +1,7 @@
 """Cheap clients: one request at a time on a keep-alive connection, the reply read to its last byte, and timed.
 
-Costs some 100 us a request, so that what is measured is the gateways. Knows HTTP/1.1 as the gateway writes it: a length,
-chunks, or until the connection closes.
+Costs some 100 us a request, so that what is measured is the gateways. Knows HTTP/1.1 as the gateway writes it: with a
+length, in chunks, or until the connection closes.
 """
 
 from __future__ import annotations

@@ -21,13 +21,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import uvloop
 
 from edgegw.tokens import TokenEstimator
 from load.clients import BrokenError, Client, Seen, chat
 from load.processes import Plane, credential, plane
+from load.tables import table
 
 REPLICAS = 4
 WINDOWS = 10.0
@@ -61,13 +61,22 @@ class Demand:
         return next(iter(self.limits))
 
 
+ENDLESS = 10**9  # tokens per minute of a tenant that is limited otherwise
 DEMANDS = (
     Demand("small", {"tokens_per_minute": 60}, "sim-tokens-1", (Kind("a", 1),), 10),
-    Demand("middle", {"tokens_per_minute": 50_000}, "sim-tokens-200", tuple(Kind("b" * 600, n) for n in range(10, 201, 10)), 18),
+    Demand(
+        *("middle", {"tokens_per_minute": 50_000}, "sim-tokens-200"),
+        tuple(Kind("b" * 600, answer_max) for answer_max in range(10, 201, 10)),
+        18,
+    ),
     Demand("large", {"tokens_per_minute": 10_000_000}, "sim-tokens-24", (Kind("c" * 80_000, 24),), 16),
-    Demand("paced", {"requests_per_minute": 30, "tokens_per_minute": 10**9}, "sim-tokens-2", (Kind("d", 2),), 8),
-    Demand("narrow", {"concurrent_requests": 5, "tokens_per_minute": 10**9}, "sim-tokens-3-latency-200ms", (Kind("e", 3),), 12),
-)  # fmt: skip
+    Demand("paced", {"requests_per_minute": 30, "tokens_per_minute": ENDLESS}, "sim-tokens-2", (Kind("d", 2),), 8),
+    Demand(
+        *("narrow", {"concurrent_requests": 5, "tokens_per_minute": ENDLESS}, "sim-tokens-3-latency-200ms"),
+        (Kind("e", 3),),
+        12,
+    ),
+)
 
 
 @dataclass(slots=True)
@@ -161,7 +170,9 @@ def settle_error(demand: Demand, uses: Sequence[int], record: Record, dice: rand
     """What requests in flight, or ended so lately that not all replicas know, may have used beyond what was reserved:
     by the gateway's own estimator, fed with the tenant's mix for as long as it takes to see its worst guesses."""
     estimator = TokenEstimator()
-    bodies = [chat("", demand.model, kind.text, max_tokens=kind.answer_max).partition(b"\r\n\r\n")[2] for kind in demand.kinds]
+    bodies = [
+        chat("", demand.model, kind.text, max_tokens=kind.answer_max).partition(b"\r\n\r\n")[2] for kind in demand.kinds
+    ]
     worst = 0
     for _ in range(GUESSES if len(demand.kinds) > 1 else 500):
         number = dice.randrange(len(uses))
@@ -190,7 +201,9 @@ async def uses_of(demand: Demand, simulator_port: int) -> list[int]:
 async def want(demand: Demand, uses: list[int], port: int, record: Record, until_s: float, dice: random.Random) -> None:
     """One client: asks, and comes again, until the time is over."""
     client = Client(port)
-    requests = [chat(credential(demand.tenant), demand.model, kind.text, max_tokens=kind.answer_max) for kind in demand.kinds]
+    requests = [
+        chat(credential(demand.tenant), demand.model, kind.text, max_tokens=kind.answer_max) for kind in demand.kinds
+    ]
     while time.monotonic() < until_s:
         number = dice.randrange(len(requests))
         try:
@@ -307,16 +320,6 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
 )
 
 
-def table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """In the form of Markdown, so that it can be read here and there."""
-    widths = [max(len(cell) for cell in column) for column in zip(headings, *lines, strict=True)]
-    padded = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-        for line in (headings, ["-" * width for width in widths], *lines)
-    ]
-    return "\n".join(padded)
-
-
 def shown(report: Report) -> str:
     lines = [[cell(row) for _, cell in COLUMNS] for row in report.rows]
     return (
@@ -344,12 +347,8 @@ def main() -> int:
     print(shown(report))
     if given.json:
         with open(given.json, "w", encoding="utf-8") as file:
-            json.dump(as_json(report), file, indent=1)
+            json.dump(asdict(report), file, indent=1)
     return 1 if report.missed else 0
-
-
-def as_json(report: Any) -> dict[str, Any]:
-    return asdict(report)
 
 
 if __name__ == "__main__":

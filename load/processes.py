@@ -18,12 +18,28 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from redis_rig import House, Redis, Sentinels, Slow  # noqa: E402
-from rig import Gateway, Simulator, ask, eventually, start_gateway, start_simulator  # noqa: E402
+from redis_rig import HOST, House, Redis, Sentinels, Slow
+from rig import Gateway, Simulator, ask, eventually, start_gateway, start_simulator
 
 __all__ = [
-    *("Gateway", "House", "Plane", "Redis", "Sentinels", "Simulator", "Slow", "ask", "credential", "digest"),
-    *("eventually", "plane", "port_of", "settings", "started"),
+    "HOST",
+    "Gateway",
+    "Ground",
+    "House",
+    "Plane",
+    "Redis",
+    "Sentinels",
+    "Simulator",
+    "Slow",
+    "ask",
+    "credential",
+    "digest",
+    "eventually",
+    "ground",
+    "plane",
+    "port_of",
+    "settings",
+    "started",
 ]
 
 
@@ -103,15 +119,31 @@ class Plane:
         return [port_of(gateway) for gateway in self.gateways]
 
 
+@dataclass(slots=True)
+class Ground:
+    """What gateways stand on: a directory, a simulator, and where Redis servers are started."""
+
+    directory: Path
+    simulator: Simulator
+    redises: House
+
+
 @contextlib.contextmanager
-def plane(tenants: Mapping[str, Mapping[str, Any]], replicas: int, **more: Any) -> Iterator[Plane]:
-    """`replicas` gateways, a fresh Redis and a simulator."""
+def ground() -> Iterator[Ground]:
     with tempfile.TemporaryDirectory(prefix="edgegw-load-") as name, contextlib.ExitStack() as stack:
         directory = Path(name)
         simulator = start_simulator(directory)
         stack.callback(simulator.running.end)
         house = House(directory)
         stack.callback(house.end)
-        redis = house.redis()
-        each = settings(simulator, tenants, redis_url=redis.url, **more)
-        yield Plane(stack.enter_context(started(directory, [each] * replicas)), simulator, redis)
+        yield Ground(directory, simulator, house)
+
+
+@contextlib.contextmanager
+def plane(tenants: Mapping[str, Mapping[str, Any]], replicas: int, **more: Any) -> Iterator[Plane]:
+    """`replicas` gateways, a fresh Redis and a simulator."""
+    with ground() as under:
+        redis = under.redises.redis()
+        each = settings(under.simulator, tenants, redis_url=redis.url, **more)
+        with started(under.directory, [each] * replicas) as gateways:
+            yield Plane(gateways, under.simulator, redis)
