@@ -248,6 +248,7 @@ class Slow:
         self.port = free_port()
         self._to = server.port
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
 
     @property
     def url(self) -> str:
@@ -263,9 +264,12 @@ class Slow:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            for writer in self._writers:
+                writer.transport.abort()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(HOST, self._to)
+        self._writers += (writer, back)
         loop = asyncio.get_running_loop()
         self._tasks |= {loop.create_task(self._pass(reader, back)), loop.create_task(self._pass(there, writer))}
 

@@ -14,7 +14,7 @@ from redis_rig import Client, Redis
 
 from edgegw.limits.bucket import PARTS, Bucket, stock, window_end
 from edgegw.limits.meter import BY_CODE, NO_LIMIT, Meter
-from edgegw.limits.redis.keys import hash_slot, meter_key, probe_key
+from edgegw.limits.redis.keys import hash_slot, meter_key, probe_tag
 from edgegw.limits.redis.script import Answer, Operation, What, answers, refusal, room_in_s, shape_of, shipped
 
 # The clock of the server, so that windows written in a test's future do not expire at once.
@@ -267,7 +267,7 @@ def test_all_meters_of_a_tenant_lie_in_one_slot_whatever_it_is_called() -> None:
 
 
 def test_a_probe_lies_where_it_should() -> None:
-    assert hash_slot(probe_key({77})) == 77
+    assert hash_slot(probe_tag({77}) + b"x") == 77
 
 
 @pytest.mark.parametrize(("message", "kind"), [
@@ -277,6 +277,7 @@ def test_a_probe_lies_where_it_should() -> None:
     ("ERR Error running script (call to f_12ab): @user_script:12: @user_script: 12: -OOM command not", "oom"),
     ("OOM command not allowed when used memory > 'maxmemory'. script: ab, on @user_script:4.", "oom"),
     ("LOADING Redis is loading the dataset in memory", "loading"),
+    ("ERR The user executing the script can't run this command or subcommand script: 12", "noperm"),
     ("ERR unknown command", "other"),
 ])  # fmt: skip
 def test_a_refusal_is_known_by_its_word(message: str, kind: str) -> None:

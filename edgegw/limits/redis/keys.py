@@ -31,6 +31,6 @@ def hash_slot(key: bytes) -> int:
     return crc_hqx(key[start:end] if end > start else key, 0) % HASH_SLOTS
 
 
-def probe_key(slots: Container[int]) -> bytes:
-    """A key that lies in one of `slots`, which are not none: for asking one particular node whether it takes writes."""
-    return next(key for number in count() if hash_slot(key := b"%b{%d}:probe" % (PREFIX.encode(), number)) in slots)
+def probe_tag(slots: Container[int]) -> bytes:
+    """The beginning of keys that lie in one of `slots`, which are not none: for trying one particular node."""
+    return next(tag for number in count() if hash_slot(tag := b"%b{%d}:" % (PREFIX.encode(), number)) in slots)

@@ -77,6 +77,11 @@ def shape_of(measure: Measure) -> bytes:
     return _SHAPES[measure.code]
 
 
+def probe(tag: bytes) -> list[Operation]:
+    """Operations that write all that we ever write, on keys beginning with `tag`, which expire within two minutes."""
+    return [Operation("beat", tag + b"probe"), Operation("give", tag + b"try", b"R", limit=1_000, a=-1)]
+
+
 def answers(reply: object, operations: int) -> list[Answer]:
     """One answer per operation. Raises ValueError for a reply that is none."""
     if not isinstance(reply, list) or len(reply) != ANSWERS_PER_OPERATION * operations:
@@ -86,6 +91,8 @@ def answers(reply: object, operations: int) -> list[Answer]:
 
 def refusal(message: str) -> str:
     """The kind of an error that Redis replied, in small letters; `other` for what is not on our list."""
+    if "user executing the script can't" in message:  # may not do what stands in it; newer ones say NOPERM
+        return "noperm"
     found = _REFUSAL.search(message)
     return found[1].lower() if found else "other"
 

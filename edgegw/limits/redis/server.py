@@ -1,8 +1,8 @@
 """One Redis server as a place where limits are counted: it gathers what is to be asked, and knows whether it is there.
 
 It is *away* from the first call on that is not answered within 45 ms, that is refused, or whose connection ends; then
-everybody who waits is told at once to decide alone, and nobody waits again. It is back when the real script, a write,
-was answered in time: that is tried four times a second, on a connection that is made anew.
+everybody who waits is told at once to decide alone, and nobody waits again. It is back when the real script, with all
+it writes, was answered in time: that is tried four times a second, on a connection that is made anew.
 
 Knows no meter and no limit. All orders (tab.py) of one turn of the loop leave in one call; what can wait waits 20 ms.
 """
@@ -25,6 +25,8 @@ LOOK_AGAIN_S = 0.002  # of those: when our own loop was late, the answer lies th
 GATHER_S = 0.02  # what nobody waits for may wait so long for others to share its call: at most 50 such calls a second
 OPERATIONS_MAX = 256  # in one call: under a millisecond of the server, which does nothing else meanwhile
 PROBE_EVERY_S = 0.25  # so that we are back well within 2 s of its return
+STEADY_S = 10.0  # one that goes away so soon after it came back is not tried again at once,
+UNSTEADY_WAIT_S = 1.0  # but after this: it comes and goes once a second at the worst
 CONNECT_WITHIN_S = 1.0  # with names, TLS and login; also how long a probe may be unanswered before it is dialled anew
 LINGER_S = 60.0  # how long an abandoned connection may still bring late answers, which say what has to go back
 ABANDONED_MAX = 4  # such connections: one per absence, and each ends with its last answer
@@ -83,10 +85,10 @@ class Call:
 
 
 class Server:
-    """`connect` gives a connection to it that is logged in; `probe` an operation that writes, on a key of its own."""
+    """`connect` gives a connection to it that is logged in; `probe` operations that write, on keys of its own."""
 
     def __init__(
-        self, name: str, house: House, connect: Callable[[], Awaitable[Connection]], probe: Callable[[], Operation]
+        self, name: str, house: House, connect: Callable[[], Awaitable[Connection]], probe: Callable[[], list[Operation]]
     ) -> None:
         self.name = name
         self.here = False
@@ -104,10 +106,12 @@ class Server:
         self._gathering: asyncio.Handle | None = None  # until the next flush
         self._at_once = False  # that flush comes in this turn of the loop
         self._returning: asyncio.Task[None] | None = None
+        self._steady_s = 0.0  # from then on
 
     def start(self) -> None:
         """Begins to look for it."""
-        self._returning = self._loop.create_task(self._return())
+        steady = self._house.clock.now() >= self._steady_s
+        self._returning = self._loop.create_task(self._return(0.0 if steady else UNSTEADY_WAIT_S))
 
     async def close(self) -> None:
         """Tells what is to be told, waits for the answers for as long as a call may take, and hangs up."""
@@ -198,12 +202,15 @@ class Server:
             self._refused(call, str(reply))
             return
         call.over()
+        self._house.tally.answered_s += self._house.clock.now() - call.sent_s
         try:
             for order, answer in zip(call.orders, answers(reply, len(call.orders)), strict=True):
                 order.answered(answer)
         except ValueError as error:
             broken = isinstance(reply, Lost)
-            self._fail(call, "connection" if broken else "other", str(reply if broken else error), Order.lost)
+            self._fail(call, "connection" if broken else "other", str(reply if broken else error))
+            for order in call.orders:
+                order.lost()
         self._tell_again(call)
 
     def _refused(self, call: Call, message: str) -> None:
@@ -217,14 +224,14 @@ class Server:
             self._house.tally.failed(kind)
         else:
             call.over()
-            self._fail(call, kind, message, Order.refused)
+            self._fail(call, kind, message)
+            _refuse(call.orders)
             self._tell_again(call)
 
-    def _fail(self, call: Call, kind: str, reason: str, outcome: Callable[[Order], None]) -> None:
+    def _fail(self, call: Call, kind: str, reason: str) -> None:
+        """A call that is overdue says nothing of the server as it is now."""
         if not call.overdue:
             self._go_away(kind, reason)
-        for order in call.orders:
-            outcome(order)
 
     def _tell_again(self, call: Call) -> None:
         """What stands on a tab because of how the call went. (While we are away it just stays there.)"""
@@ -276,7 +283,8 @@ class Server:
         if connection is self._connection:
             self._go_away("connection", "the connection was closed")
 
-    async def _return(self) -> None:
+    async def _return(self, wait_s: float) -> None:
+        await asyncio.sleep(wait_s)
         while not self.here:
             connection: Connection | None = None
             try:
@@ -296,17 +304,17 @@ class Server:
 
     async def _try(self, connection: Connection) -> bool:
         """Until it answers in time, as long as it is worth trying on this connection."""
-        house, operation = self._house, self._probe()
+        house, probe = self._house, self._probe()
         while connection.open:
             sent_s = house.clock.now()
             try:
                 async with asyncio.timeout(CONNECT_WITHIN_S):
                     try:
-                        await connection.ask(*house.script.by_name(house.replica, [operation]))
+                        await connection.ask(*house.script.by_name(house.replica, probe))
                     except Refused as error:
                         if refusal(str(error)) != "noscript":
                             raise
-                        await connection.ask(*house.script.in_full(house.replica, [operation]))
+                        await connection.ask(*house.script.in_full(house.replica, probe))
             except Refused as error:
                 self.reason = str(error)
                 if refusal(str(error)) in _ELSEWHERE | _REDIRECTS:
@@ -321,6 +329,7 @@ class Server:
     def _come_back(self, connection: Connection) -> None:
         self._connection = connection
         self._returning = None
+        self._steady_s = self._house.clock.now() + STEADY_S
         self.here = True
         connection.lost = self._lost
         self._house.here(self)

@@ -11,8 +11,8 @@ from functools import partial
 from typing import Protocol
 
 from edgegw.limits.redis.connection import Login, Place, RedisError, connect, tls_context
-from edgegw.limits.redis.keys import HASH_SLOTS, REPLICAS, hash_slot, probe_key
-from edgegw.limits.redis.script import Operation
+from edgegw.limits.redis.keys import HASH_SLOTS, PREFIX, hash_slot, probe_tag
+from edgegw.limits.redis.script import Operation, probe
 from edgegw.limits.redis.sentinel import Sentinels, as_they_come, asked_once
 from edgegw.limits.redis.server import PROBE_EVERY_S, Call, House, Server
 from edgegw.limits.redis.tab import Order
@@ -52,7 +52,7 @@ class OneServer:
         else:
             place = Place(unix_path=address.unix_path) if address.unix_path else Place(*address.hosts[0])
             find = partial(connect, place, login)
-        self._server = Server(str(address), house, find, partial(Operation, "beat", REPLICAS))
+        self._server = Server(str(address), house, find, partial(probe, f"{PREFIX}{{probe}}:".encode()))
 
     def all(self) -> Iterable[Server]:
         return (self._server,)
@@ -151,10 +151,10 @@ class Cluster:
             server.start()
         return server
 
-    def _probe(self, place: Place) -> Operation:
+    def _probe(self, place: Place) -> list[Operation]:
         server = self._servers.get(place)
         own = {slot for slot, owner in enumerate(self._slots) if owner is server}
-        return Operation("beat", probe_key(own) if own else REPLICAS)
+        return probe(probe_tag(own or range(HASH_SLOTS)))
 
     def _away(self, server: Server, reason: str) -> None:
         self._look.set()

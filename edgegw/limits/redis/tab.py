@@ -144,7 +144,7 @@ class Tab:
         self.back = self.charge = self.drain = 0
         if self.touch and not self.taking:  # who takes is heard anyway; what is held is known when that is answered
             self.touch = False
-            orders.append(self._order(Touch, "touch", limit, self.held))
+            orders.append(self._order(Touch, "touch", limit, 0))  # how many is said when it leaves
         return orders
 
     def _order(self, kind: type[Settlement], what: What, limit: int, tokens: int) -> Order:
@@ -154,7 +154,7 @@ class Tab:
 class Settlement(Order):
     """What is told afterwards, and nobody waits for."""
 
-    __slots__ = ("tab",)
+    __slots__ = ("_late", "tab")
 
     tab: Tab
     counts: ClassVar[bool] = True  # changes what is held
@@ -162,6 +162,7 @@ class Settlement(Order):
     def __init__(self, what: What, key: bytes, shape: bytes, limit: int, tokens: int, *, tab: Tab) -> None:
         super().__init__(what, key, shape, limit, tokens)
         self.tab = tab
+        self._late = False
 
     def leaves(self) -> None:
         tab = self.tab
@@ -169,7 +170,13 @@ class Settlement(Order):
         if self.counts and tab.counts_slots:
             tab.held = max(0, tab.held - self.a)
 
-    def answered(self, answer: Answer) -> None: ...
+    def answered(self, answer: Answer) -> None:
+        """What was late may have been carried out after what was sent later, on another connection."""
+        if self._late and self.tab.counts_slots:
+            self.tab.touch = True
+
+    def overdue(self) -> None:
+        self._late = True
 
     def refused(self) -> None:
         self._again()
@@ -216,6 +223,10 @@ class Touch(Settlement):
     __slots__ = ()
 
     counts = False
+
+    def leaves(self) -> None:
+        super().leaves()
+        self.a = self.held
 
     def _note(self, tab: Tab) -> None:
         tab.touch = True
