@@ -26,7 +26,7 @@ from typing import Any
 import uvloop
 
 from load.clients import BrokenError, Client, chat
-from load.processes import HOST, Gateway, Ground, Redis, Slow, ask, credential, ground, port_of, settings, started
+from load.processes import HOST, Gateway, Ground, Redis, Slow, credential, ground, port_of, settings, started
 from load.tables import table
 
 REPLICAS = 3
@@ -40,7 +40,7 @@ PAUSE_S = 0.08  # of a client between two requests: some 150 a second altogether
 LIMITS = {"calm": 6_000_000, "greedy": 1_200}
 MODEL = "sim-tokens-5"
 TEXT = "How are you?"
-LOOK_S = 0.02
+LOOK_S = 0.04
 
 
 # -- the faults: entering the block brings one about, leaving it ends it; Redis is back when the block has been left --
@@ -156,14 +156,12 @@ async def want(tenant: str, port: int, watch: Watch, dice: random.Random) -> Non
         await asyncio.sleep(PAUSE_S * dice.uniform(0.7, 1.3))
 
 
-def state_of(gateway: Gateway) -> str:
-    return str(ask(gateway.admin_url, "GET", "/readyz").json["limits"]["state"])
-
-
 async def look(gateways: Sequence[Gateway], watch: Watch) -> None:
+    clients = [Client(int(gateway.admin_url.rpartition(":")[2])) for gateway in gateways]
+    request = b"GET /readyz HTTP/1.1\r\nhost: gateway\r\n\r\n"
     while True:
-        states = await asyncio.gather(*(asyncio.to_thread(state_of, gateway) for gateway in gateways))
-        watch.states.append((time.monotonic(), tuple(states)))
+        seen = await asyncio.gather(*(client.ask(request) for client in clients))
+        watch.states.append((time.monotonic(), tuple(one.json["limits"]["state"] for one in seen)))
         await asyncio.sleep(LOOK_S)
 
 

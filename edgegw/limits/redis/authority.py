@@ -242,7 +242,9 @@ class RedisAuthority:
         if tab.counts_slots:
             tab.touch = True
         elif absence is not None:
-            tab.drain += max(0, absence.owed(self._now_s(tab)))
+            owed = absence.owed(self._now_s(tab))
+            tab.drain += max(0, owed)
+            tab.given(max(0, -owed))
         server.tell(tab)
 
     def _away(self, server: Server, reason: str) -> None:

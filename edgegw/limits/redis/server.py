@@ -88,7 +88,11 @@ class Server:
     """`connect` gives a connection to it that is logged in; `probe` operations that write, on keys of its own."""
 
     def __init__(
-        self, name: str, house: House, connect: Callable[[], Awaitable[Connection]], probe: Callable[[], list[Operation]]
+        self,
+        name: str,
+        house: House,
+        connect: Callable[[], Awaitable[Connection]],
+        probe: Callable[[], list[Operation]],
     ) -> None:
         self.name = name
         self.here = False
