@@ -24,9 +24,10 @@ from dataclasses import asdict, dataclass, field
 
 import uvloop
 
+from edgegw.telemetry.names import REDIS_ABSENCES
 from edgegw.tokens import TokenEstimator
 from load.clients import BrokenError, Client, Seen, chat
-from load.processes import Plane, credential, plane
+from load.processes import Gateway, Plane, ask, credential, plane
 from load.tables import table
 
 REPLICAS = 4
@@ -129,6 +130,7 @@ class Report:
     seconds: float
     rows: list[Row]
     redis_calls_per_s: float
+    absences: int  # how often a gateway found that Redis did not answer within 45 ms
     missed: list[str]
 
 
@@ -255,6 +257,7 @@ async def load(house: Plane, demands: Sequence[Demand], seconds: float, seed: in
     elapsed_s = time.monotonic() - began_s
     calls = house.redis.evalsha_calls() - calls
     stats = await asyncio.to_thread(house.simulator.stats)
+    absences = await asyncio.to_thread(absences_of, house.gateways)
     rows = [
         row(demand, uses[demand.tenant], records[demand.tenant], began_s, until_s, stats["most_open_by_model"], seed)
         for demand in demands
@@ -266,7 +269,13 @@ async def load(house: Plane, demands: Sequence[Demand], seconds: float, seed: in
         missed.append(f"the simulator counted {counted} tokens, the replies said {told}")
     for record in records.values():
         missed += record.failed[:3]
-    return Report(seed, len(house.gateways), elapsed_s, rows, calls / elapsed_s, missed)
+    return Report(seed, len(house.gateways), elapsed_s, rows, calls / elapsed_s, absences, missed)
+
+
+def absences_of(gateways: Sequence[Gateway]) -> int:
+    name = REDIS_ABSENCES.name
+    lines = [line for one in gateways for line in ask(one.admin_url, "GET", "/metrics").body.decode().splitlines()]
+    return sum(int(float(line.split()[1])) for line in lines if line.startswith(f"{name} "))
 
 
 def row(
@@ -324,7 +333,8 @@ def shown(report: Report) -> str:
     lines = [[cell(row) for _, cell in COLUMNS] for row in report.rows]
     return (
         f"{report.replicas} gateways, {report.seconds:.0f} s, seed {report.seed}; "
-        f"Redis: {report.redis_calls_per_s:.1f} calls of the script a second\n\n"
+        f"Redis: {report.redis_calls_per_s:.1f} calls of the script a second, "
+        f"away {report.absences} times\n\n"
         + table([heading for heading, _ in COLUMNS], lines)
         + "".join(f"\nMISSED {what}" for what in report.missed)
     )

@@ -35,7 +35,6 @@ FAULT_S = 3.0
 AFTER_S = 2.5
 WAIT_MS_MAX = 60.0
 BACK_S_MAX = 2.0
-LEASED_SHARE = 0.02  # of a limit, in the hands of each worker
 PAUSE_S = 0.08  # of a client between two requests: some 150 a second altogether
 LIMITS = {"calm": 6_000_000, "greedy": 1_200}
 MODEL = "sim-tokens-5"
@@ -223,7 +222,9 @@ def judged(
         if reply.tenant == greedy:
             used += reply.used
             beyond = max(beyond, used - limit - limit * (reply.ended_s - began_s) / 60)
-    may = limit if case.forgets else 0
+    largest = max((reply.used for reply in replies), default=0)
+    edges = replicas * largest + limit * (returned_s - fault_s) / 60 if case.away else 0
+    may = int(edges) + (limit if case.forgets else 0)
     away_s, back_s = watch.all_say("away", fault_s), watch.all_say("exact", returned_s)
     marked = [reply for reply in replies if reply.mode and reply.ended_s >= fault_s]
     last_header_s = max((reply.ended_s - returned_s for reply in marked), default=0.0)

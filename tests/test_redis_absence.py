@@ -55,10 +55,10 @@ def test_what_is_owed_makes_redis_whole(seed: int) -> None:
     assert redis.level(now_s) == pytest.approx(witness.level(now_s), abs=1), f"seed {seed}"
 
 
-def test_what_workers_admitted_unasked_is_owed_in_full() -> None:
+def test_what_workers_admitted_unasked_is_owed_as_far_as_it_was_there() -> None:
     absence = Absence(TPM, LIMIT, 1, 100, 0.0)
     absence.spent(400, 0.0)
-    assert (absence.level(0.0), absence.owed(0.0)) == (0, 400)
+    assert (absence.level(0.0), absence.owed(0.0), absence.unpaid) == (0, 100, 300)
 
 
 def test_what_was_lent_uncounted_is_neither_owed_nor_given_back() -> None:

@@ -15,7 +15,7 @@ from edgegw.limits.meter import Measure
 
 
 class Absence:
-    __slots__ = ("_lent", "_replicas", "_stock", "_unpaid", "_untouched")
+    __slots__ = ("_lent", "_replicas", "_stock", "_untouched", "unpaid")
 
     def __init__(self, measure: Measure, limit: int, replicas: int, left: int | None, now_s: float) -> None:
         """`left`: what should be left for everybody by now; None when that was never heard."""
@@ -24,7 +24,7 @@ class Absence:
         level = None if left is None else max(0, left) // self._replicas
         self._stock = stock(measure, share, now_s, level)
         self._untouched = stock(measure, share, now_s, level)
-        self._unpaid = 0  # was admitted although the share did not have it
+        self.unpaid = 0  # was admitted by workers, unasked, and the share did not have it
         self._lent = 0
 
     def limit(self, limit: int, now_s: float) -> None:
@@ -63,7 +63,7 @@ class Absence:
 
     def spent(self, tokens: int, now_s: float) -> None:
         """Was admitted by a worker, unasked."""
-        self._unpaid += tokens - min(tokens, max(0, self._stock.level(now_s)))
+        self.unpaid += tokens - min(tokens, max(0, self._stock.level(now_s)))
         self._stock.drain(tokens, now_s)
 
     def level(self, now_s: float) -> int:
@@ -78,7 +78,7 @@ class Absence:
 
     def owed(self, now_s: float) -> int:
         """What was granted here and Redis does not know; below zero: what came back of what Redis had granted."""
-        return self._untouched.level(now_s) - self._stock.level(now_s) + self._unpaid
+        return self._untouched.level(now_s) - self._stock.level(now_s)
 
     def _room(self, tokens: int, now_s: float) -> tuple[int, int]:
         """How much of what comes back fits in, and how much does not."""

@@ -242,9 +242,8 @@ class RedisAuthority:
         if tab.counts_slots:
             tab.touch = True
         elif absence is not None:
-            owed = absence.owed(self._now_s(tab))
-            tab.drain += max(0, owed)
-            tab.given(max(0, -owed))
+            tab.given(-absence.owed(self._now_s(tab)))  # in full: who was back before us may have taken it
+            tab.drain += absence.unpaid
         server.tell(tab)
 
     def _away(self, server: Server, reason: str) -> None:
