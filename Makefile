@@ -33,10 +33,12 @@ run: $(RUNTIME)  ## edgegw serve, with edgegw.yaml or with what .env and the env
 
 .PHONY: test
 test: $(DEV)  ## all tests, with real processes and the official SDKs
+	@tests/prepare
 	@$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: check
 check: $(DEV)  ## what to run before every commit: quick tests, lint, types; under a minute
+	@tests/prepare
 	@$(BIN)/python -m pytest -m "not system" $(ARGS)
 	@$(MAKE) --no-print-directory lint types
 

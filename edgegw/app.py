@@ -48,8 +48,8 @@ from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
 from edgegw.leg import LegWaits
 from edgegw.limits import tally
-from edgegw.limits.accounts import METERS_MAX, Accounts
-from edgegw.limits.authority import Authority, MemoryAuthority
+from edgegw.limits.accounts import TALLY_CELLS, Accounts
+from edgegw.limits.authority import MemoryAuthority
 from edgegw.limits.limiter import Limiter
 from edgegw.limits.memory_file import MemoryFile
 from edgegw.limits.rules import Rules
@@ -136,7 +136,7 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
     )
     channel = ChannelClient(str(state_dir / "control.sock"), slot, os.getpid())
     tally_file = tally.path(state_dir, slot, os.getpid())
-    accounts = Accounts(channel, clock, server_settings.workers, tally.create(tally_file, METERS_MAX))
+    accounts = Accounts(channel, clock, server_settings.workers, tally.create(tally_file, TALLY_CELLS))
     rules = Rules(settings)
     limiter = Limiter(accounts, rules, clock)
     estimator = TokenEstimator()
@@ -259,9 +259,12 @@ def _run_control(settings: Settings, admin: socket.socket, channel: socket.socke
 
 
 def build_redis_authority(url: Secret, rules: Rules, clock: SystemClock) -> RedisAuthority:
-    """What it is made of is imported here: a gateway without Redis does not load a Redis client."""
-    from edgegw.limits.redis import script
-    from edgegw.limits.redis.authority import RedisAuthority
+    """What it is made of is imported here: a gateway without Redis does not load a Redis client, nor need one."""
+    try:
+        from edgegw.limits.redis import script
+        from edgegw.limits.redis.authority import RedisAuthority
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"storage.redis_url needs {error.name}: pip install 'edgegw[redis]'") from None
 
     replica = secrets.token_hex(8)
     return RedisAuthority(parse_redis(url.reveal()), script.shipped(), rules.limit, rules.without_redis, clock, replica)
@@ -285,21 +288,17 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     watch = Watch(loop, clock.now)
     state_dir = Path(settings.server.state_dir)
     rules = Rules(settings)
-    authority: Authority
-    memory, shared, figures = None, None, {}
-    if settings.storage.redis_url is None:
-        authority = in_memory = MemoryAuthority(rules.limit, clock)
-    else:
-        authority = shared = build_redis_authority(settings.storage.redis_url, rules, clock)
-        figures = redis_figures(shared)
-    channel_server = ChannelServer(channel, authority, clock.wall_ns(), state_dir)
-    if shared is None:
-        memory = MemoryFile(state_dir, in_memory, channel_server.unspent)
+    in_memory = MemoryAuthority(rules.limit, clock)
+    redis_url = settings.storage.redis_url
+    shared = None if redis_url is None else build_redis_authority(redis_url, rules, clock)
+    channel_server = ChannelServer(channel, shared or in_memory, clock.wall_ns(), state_dir)
+    memory = MemoryFile(state_dir, in_memory, channel_server.unspent) if shared is None else None
+    if memory is not None:
         memory.load()
     shipper: Shipper
     metrics = Metrics(
         {
-            **figures,
+            **({} if shared is None else redis_figures(shared)),
             names.LEDGER_LAG: lambda: shipper.lag_s,
             names.LEDGER_ROWS: lambda: shipper.tally.rows,
             names.LEDGER_ERRORS: lambda: shipper.tally.errors,

@@ -1,16 +1,17 @@
 """The loop over targets: open, gate, commit, relay, fail, next.
 
-One `run` per exchange. Each turn asks one target once (a leg, see leg.py and relay.py) and closes the attempt's books;
-what follows from a failure is decided by retry.py and breaker.py, which know no I/O. Once the client has bytes nothing
-is tried again, whatever happens.
+One `run` per exchange. Each turn asks one target once (a leg, see leg.py and relay.py); what follows from a failure is
+decided by retry.py and breaker.py, which know no I/O. Once the client has bytes nothing is tried again.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct, structs
 
 from edgegw import retry
 from edgegw.breaker import NOBODY, Breaker, BreakerPolicy, Pass, State, choose, ready_from
@@ -72,8 +73,7 @@ class Ladder:
     breakers: list[Breaker]
 
 
-@dataclass(slots=True, eq=False)
-class Try:
+class Try(Struct, eq=False):
     """One attempt while it is under way, and what came of it."""
 
     attempt: Attempt
@@ -314,7 +314,7 @@ class Attempts:
         elif 200 <= leg.status < 300 and leg.events:
             # Broken off: a usage that came before the end (Anthropic's message_start) is only that of the prompt.
             seen = usage or Usage(self._estimator.prompt_tokens(attempt.target.model, ask.body))
-            usage = attempt.usage = replace(seen, output=max(seen.output, leg.events), estimated=True)
+            usage = attempt.usage = structs.replace(seen, output=max(seen.output, leg.events), estimated=True)
         if usage is not None:
             total = exchange.usage
             exchange.usage = usage if total is None else total + usage

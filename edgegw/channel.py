@@ -27,7 +27,7 @@ import msgspec
 from edgegw.keys.table import Key
 from edgegw.limits.words import GiveBack, Offer, Recall, Spent, Want
 
-VERSION = 1  # of the messages; both ends come from the same installation except while it is being replaced
+VERSION = 2  # of the messages; both ends come from the same installation except while it is being replaced
 FRAME_BYTES_MAX = 1 << 20
 # Of at most 2 KiB each (the names of a tenant and of a model's pattern have at most 256 characters): a frame fits. Keys
 # can be longer, and then there are fewer of them in a frame.

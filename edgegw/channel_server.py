@@ -49,6 +49,11 @@ class ChannelServer:
         """Slot and process id of each worker that is connected (two of a slot during a reload)."""
         return sorted((link.hello.slot, link.hello.pid) for link in self.links if link.hello is not None)
 
+    @property
+    def shares(self) -> int:
+        """Among how many a limit is shared while we are away: our workers, as often as there are replicas like us."""
+        return len(self.links) * self.authority.replicas
+
     def unspent(self) -> Counter[str]:
         """What all workers together hold at this moment, by meter."""
         unspent: Counter[str] = Counter()
@@ -79,9 +84,10 @@ class ChannelServer:
     def joined(self, link: ControlLink) -> None:
         tally.sweep(self.state_dir)
         self.links.add(link)
-        link.send(Ready(self.epoch, len(self.links)))
+        link.shares_told = self.shares
+        link.send(Ready(self.epoch, self.shares))
         for other in self.links - {link}:
-            other.send(Shares(len(self.links)))
+            other.tell_shares()
         for handler in self.on_joined:
             handler(link)
 
@@ -89,7 +95,8 @@ class ChannelServer:
         self._accepted.discard(link)
         if link in self.links:
             self.links.discard(link)
-            self.broadcast(Shares(len(self.links)))
+            for other in self.links:
+                other.tell_shares()
 
     def accepted(self, link: ControlLink) -> None:
         self._accepted.add(link)
@@ -115,6 +122,7 @@ class ControlLink(Link):
         self.gone: asyncio.Future[None] = loop.create_future()
         self._room = asyncio.Event()
         self._room.set()
+        self.shares_told = 0
 
     def opened(self) -> None:
         self._server.accepted(self)
@@ -137,7 +145,10 @@ class ControlLink(Link):
         elif self.hello is None or type(message) not in self._hear:
             raise ChannelError(f"an unexpected {type(message).__name__}")
         else:
-            self._hear[type(message)](message)
+            try:
+                self._hear[type(message)](message)
+            except (ValueError, IndexError) as error:  # of no meter, or of a place that the tally has not
+                raise ChannelError(f"{message!r} makes no sense: {error}") from error
 
     def lost(self) -> None:
         """What a worker that died still held goes back; a worker that left in peace holds nothing."""
@@ -146,6 +157,12 @@ class ControlLink(Link):
         for meter, amount in self.holdings.returned().items():
             self._authority.give_back(meter, amount)
         self.gone.set_result(None)
+
+    def tell_shares(self) -> None:
+        """When it is news to the worker."""
+        if self.shares_told != self._server.shares:
+            self.shares_told = self._server.shares
+            self.send(Shares(self.shares_told))
 
     def slow(self) -> None:
         self._server.slow_readers += 1
@@ -177,6 +194,7 @@ class ControlLink(Link):
             self._authority.give_back(want.meter, offer.granted)
         else:
             self.holdings.leased(want.meter, offer.granted)
+            self.tell_shares()  # replicas come and go
             self.send(offer)
 
     def _give_back(self, message: GiveBack) -> None:

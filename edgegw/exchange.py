@@ -1,14 +1,17 @@
 """The nouns of one request's life: Exchange, Attempt, Target, Route, Usage.
 
-Plain values with names, no behaviour beyond what their fields already say. `Exchange` becomes a row of `requests`,
+Plain values with names, no behaviour beyond what their fields already say. What every request makes is a struct of
+msgspec's: made at a quarter of the cost of a dataclass. `Exchange` becomes a row of `requests`,
 `Attempt` a row of `provider_attempts` (ledger/record.py says how). All `*_s` are monotonic seconds of the worker's
 clock, all `*_ns` are Unix nanoseconds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
+
+import msgspec
 
 AttemptKind = Literal["primary", "retry", "fallback"]
 
@@ -29,8 +32,7 @@ State = Literal[
 ]
 
 
-@dataclass(slots=True)
-class Usage:
+class Usage(msgspec.Struct, gc=False):
     """Tokens as the provider counted them, in OpenAI's sense: `input` includes `cached` and `cache_write`, `output`
     includes `reasoning`. `estimated` is True when the provider did not say and we counted ourselves."""
 
@@ -104,8 +106,7 @@ class Grant(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, gc=False):
     """One try at one target. `status` is the provider's HTTP status (0: none came). `error_kind` names a row of
     errors.KINDS, None for a success. `retry_reason` is why this attempt exists (the error kind of the one before)."""
 
@@ -128,8 +129,7 @@ class Attempt:
     written: bool = False  # as a record of its own, before the end of its exchange
 
 
-@dataclass(slots=True)
-class Exchange:
+class Exchange(msgspec.Struct, gc=False):
     """One client request and its reply, with everything that happened."""
 
     id: str  # UUIDv7; also x-request-id
@@ -144,7 +144,7 @@ class Exchange:
     route: Route | None = None
     allowance: Allowance | None = None
     grant: Grant | None = None
-    attempts: list[Attempt] = field(default_factory=list)
+    attempts: list[Attempt] = []
     status: int = 0  # what the client was told
     state: State = "open"
     error_kind: str | None = None

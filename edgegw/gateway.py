@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Protocol
 
+import msgspec
 import orjson
 
 from edgegw import phases
@@ -73,8 +73,7 @@ class Way(IntEnum):
 _SEND, _END, _FAIL, _NOBODY = Way
 
 
-@dataclass(slots=True, eq=False)
-class Ending:
+class Ending(msgspec.Struct, eq=False, gc=False):
     """What the client still has to be sent when the books are closed, and what they say."""
 
     way: Way

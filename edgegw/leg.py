@@ -130,8 +130,8 @@ class Leg(Wakeup):
         self.broken = False  # the connection broke before the reply was whole
         self.first_byte_s: float | None = None
         self.first_token_s: float | None = None
-        self.stamp_s = clock()
-        self.expires_s = min(self.stamp_s + waits.first_byte_s, deadline_s)
+        self.stamp_s = 0.0
+        self.expires_s = NEVER  # until it is sent
 
     @property
     def heard(self) -> Heard | None:
@@ -157,7 +157,7 @@ class Leg(Wakeup):
         self.connection = connection
         self.reply.on_gone = self.client_gone
         self.stamp_s = self._clock()
-        self.expires_s = min(self.stamp_s + self._waits.first_byte_s, self._deadline_s)
+        self._wait_until(self.stamp_s + self._waits.first_byte_s)
         self._watch.add(self)
 
     def cancel(self) -> None:
@@ -181,7 +181,7 @@ class Leg(Wakeup):
         if coding is not None and coding.lower() != b"identity":
             self._set_coding(coding.lower())
         self._stage = BODY if 200 <= status < 300 and status != 204 and self.fault is None else ERROR
-        self.expires_s = min(now_s + self._waits.idle_s, self._deadline_s)
+        self._wait_until(now_s + self._waits.idle_s)
 
     def on_fault(self, fault: UpstreamFault) -> None:
         self.connection = None
@@ -209,7 +209,7 @@ class Leg(Wakeup):
             message = f"The provider sent nothing for {self._waits.idle_s:g} s."
             self._break(UpstreamFault("upstream_stalled", message, status=self.status))
         else:
-            self.expires_s = min(quiet_until_s, self._deadline_s)
+            self._wait_until(quiet_until_s)
 
     def client_gone(self) -> None:
         if self._stage is not OVER:
@@ -218,6 +218,10 @@ class Leg(Wakeup):
             self.fire()
 
     # -- pieces --
+
+    def _wait_until(self, at_s: float) -> None:
+        deadline_s = self._deadline_s
+        self.expires_s = at_s if at_s < deadline_s else deadline_s
 
     def _set_coding(self, coding: bytes) -> None:
         """We ask for identity; some send gzip all the same (research: recorded Anthropic streams)."""

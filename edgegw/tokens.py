@@ -91,17 +91,17 @@ class PromptEstimator:
     __slots__ = ("_sums",)
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[float, float]] = {}
+        self._sums: dict[str, tuple[float, float, float]] = {}  # bytes, tokens, and their ratio within its bounds
 
     def ratio(self, model: str) -> float:
         """Bytes per token."""
         sums = self._sums.get(model)
-        if sums is None:
-            return BYTES_PER_TOKEN
-        return min(max(sums[0] / sums[1], BYTES_PER_TOKEN_MIN), BYTES_PER_TOKEN_MAX)
+        return BYTES_PER_TOKEN if sums is None else sums[2]
 
     def estimate(self, model: str, body_bytes: int, attached: int = 0, attached_bytes: int = 0) -> int:
         """`attached` of the body's parts, together `attached_bytes`, are images and the like: charged flat."""
+        if not attached:
+            return ceil(body_bytes / self.ratio(model))
         text_bytes = max(0, body_bytes - attached_bytes)
         return ceil(text_bytes / self.ratio(model)) + attached * ATTACHMENT_TOKENS
 
@@ -111,7 +111,10 @@ class PromptEstimator:
             return
         sums = self._sums.pop(model, None) or (BYTES_PER_TOKEN * PROMPT_PRIOR_TOKENS, PROMPT_PRIOR_TOKENS)
         _make_room(self._sums)
-        self._sums[model] = (sums[0] * PROMPT_MEMORY + text_bytes, sums[1] * PROMPT_MEMORY + tokens)
+        all_bytes = sums[0] * PROMPT_MEMORY + text_bytes
+        all_tokens = sums[1] * PROMPT_MEMORY + tokens
+        ratio = min(max(all_bytes / all_tokens, BYTES_PER_TOKEN_MIN), BYTES_PER_TOKEN_MAX)
+        self._sums[model] = (all_bytes, all_tokens, ratio)
 
 
 class OutputEstimator:
@@ -173,7 +176,10 @@ class TokenEstimator:
         return max(1, self.prompt_tokens(model, body) + self.output.estimate(tenant, model, asked_max))
 
     def prompt_tokens(self, model: str, body: bytes) -> int:
-        return self.prompt.estimate(model, len(body), *attachments(body))
+        size = len(body)
+        if size <= _STRIDE_BYTES:  # too short for an attachment
+            return self.prompt.estimate(model, size)
+        return self.prompt.estimate(model, size, *attachments(body))
 
     def learn(self, tenant: str, model: str, body: bytes, input_tokens: int, output_tokens: int) -> None:
         """What the provider counted. Prompts with attachments say nothing about the ratio. Of what is well known only

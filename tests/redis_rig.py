@@ -201,19 +201,15 @@ class House:
 
     def cluster(self) -> list[Redis]:
         """Three masters with a third of the slots each."""
-        nodes = [
-            self.redis(
-                *("--cluster-enabled", "yes", "--cluster-node-timeout", "1000"),
-                *("--cluster-require-full-coverage", "no"),
-            )
-            for _ in range(3)
-        ]
+        common = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-require-full-coverage", "no")
+        buses = [free_port() for _ in range(3)]
+        nodes = [self.redis(*common, "--cluster-port", str(bus)) for bus in buses]
         for number, node in enumerate(nodes):
             first, last = 16384 * number // 3, 16384 * (number + 1) // 3 - 1
             node.do("CLUSTER", "ADDSLOTSRANGE", first, last)
             node.do("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         for node in nodes[1:]:
-            node.do("CLUSTER", "MEET", HOST, nodes[0].port)
+            node.do("CLUSTER", "MEET", HOST, nodes[0].port, buses[0])
         for node in nodes:
             state = lambda one=node: one.do("CLUSTER", "INFO")  # noqa: E731
             eventually("the cluster is whole", state, _whole, CLUSTER_BUS_S)

@@ -286,6 +286,8 @@ async def test_an_authority_that_fails_answers_nothing_and_harms_nobody(
     Frames().encode([Want(T, 1, 1, 0)]),
     Frames().encode([Hello(0, 1, version=99)]),
     Frames().encode([Hello(0, 1), Ready(1, 1)]),
+    Frames().encode([Hello(0, 1), Want("nothing that is counted", 1, 1, 0)]),
+    Frames().encode([Hello(0, 1), GiveBack("tpm", 1, 1)]),
     b"GET /metrics HTTP/1.1\r\n\r\n",
 ])  # fmt: skip
 async def test_who_does_not_speak_properly_is_cut_off(house: House, opening: bytes) -> None:

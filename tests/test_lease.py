@@ -193,10 +193,16 @@ def test_when_the_channel_breaks_the_lease_is_void_and_what_was_in_hand_is_spent
 
 
 def test_a_debt_survives_the_channel() -> None:
-    lease = Lease(T, 6000, 0.0)
+    tally = [0, 0]
+    lease = Lease(T, 6000, 0.0, tally)
+    lease.offered(Offer(T, 100, 6000, 5900), 0.0)
+    assert lease.take(100)
     lease.settle(-70)
     lease.void(4, 0.0)
-    assert lease.come_back() == 70
+    assert tally[0] == 170, "the control process reads it there, whenever it sees that the channel is gone"
+    assert lease.go_local(4, 0.0).level(0.0) == 5900 // 4 - 70
+    assert lease.remaining_at(0.0) == 5830, "so much does a new authority learn of it"
+    assert lease.come_back() == 0, "nobody is told twice"
 
 
 # -- what is told --

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 import pytest
 from limits_rig import Bench, T, meter, outcome, tokens
 
-from edgegw.channel import Message
 from edgegw.errors import GatewayError
 from edgegw.limits.standing import duration
 from edgegw.limits.words import GiveBack, Offer, Want
@@ -75,25 +74,68 @@ async def test_what_is_too_much_goes_back_at_the_next_check(bench: Bench) -> Non
 
 
 async def test_an_idle_lease_goes_back_within_350_ms_and_then_nothing_ticks(bench: Bench) -> None:
-    task = await bench.ask(100)
-    bench.offer(110, 5890)
-    await task
-    bench.hand.take_sent()
-    bench.checks()
-    assert bench.hand.take_sent() == [Want(T, 50, 0, 0)], "there could be more requests"
-    bench.offer(50, 5840)
+    for left in (5900, 5800):
+        task = await bench.ask(100)
+        bench.offer(100, left)
+        await task
+        bench.hand.take_sent()
+        bench.checks()
+    assert bench.hand.take_sent() == [Want(T, 60, 0, 0)], "there could be more requests"
+    bench.offer(60, 5740)
     bench.checks(3)
     assert bench.hand.take_sent() == [GiveBack(T, 60, 60)]
     assert bench.accounts._timer is None
     assert not bench.accounts._rotation
 
 
-async def test_use_is_topped_up_ahead_of_need(bench: Bench) -> None:
-    task = await bench.ask(10)
-    bench.offer(2000, 4000)
-    await task
+async def test_a_lone_request_makes_no_lease(bench: Bench) -> None:
+    """With a thousand replicas most requests of most tenants are alone on theirs."""
+    task = await bench.ask(100)
+    bench.offer(100, 5900)
+    reservation = await task
+    assert bench.hand.take_sent() == [Want(T, 100, 100, 0)]
+    bench.checks(4)
+    assert bench.hand.take_sent() == []
+    reservation.settle(70)
+    assert bench.hand.take_sent() == [GiveBack(T, 30, 30)], "nobody here has use for it"
+    assert bench.accounts._timer is None, "and nothing has to be looked after for it"
+
+
+async def test_what_a_lone_request_owes_is_told_at_once(bench: Bench) -> None:
+    task = await bench.ask(100)
+    bench.offer(100, 5900)
+    reservation = await task
+    bench.checks(4)
     bench.hand.take_sent()
-    asked: list[Message] = []
+    reservation.settle(250)
+    assert bench.hand.take_sent() == [GiveBack(T, -150, -150)]
+
+
+async def test_what_is_settled_at_rest_after_the_end_of_a_day_is_not_given_to_the_next() -> None:
+    bench = Bench(limits={"tpm": 6000, "day": 9000})
+    bench.ready()
+    task = await bench.ask(100)
+    bench.offer(100, 5900)
+    bench.offer(100, 8900, code="day", resets_s=1.0)
+    reservation = await task
+    bench.checks(4)
+    assert not bench.accounts._rotation, "nothing looks after the accounts"
+    bench.hand.take_sent()
+    bench.clock.jump(1.0)
+    reservation.settle(70)
+    assert bench.hand.take_sent() == [GiveBack(T, 30, 30)]
+    bench.limiter.close()
+
+
+async def test_use_is_topped_up_ahead_of_need(bench: Bench) -> None:
+    """From the second tenth of a second on, that is; the first could be of a lone request."""
+    for _ in range(2):
+        task = await bench.ask(10)
+        bench.offer(30, 4000)
+        await task
+        bench.checks()
+    asked = bench.hand.take_sent()[-1:]
+    bench.offer(50, 4000)
     for _ in range(60):
         assert bench.now(5) is not None, "no request ever has to wait"
         bench.checks()
@@ -205,7 +247,7 @@ async def test_unusable_tenant_names(bench: Bench, name: str) -> None:
 
 
 async def test_more_tenants_than_there_is_place_for() -> None:
-    bench = Bench(cells=2)
+    bench = Bench(cells=4)
     bench.ready()
     tasks = [await bench.ask(10, tenant) for tenant in ("a", "b")]
     with pytest.raises(GatewayError) as caught:

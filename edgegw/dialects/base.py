@@ -22,6 +22,7 @@ class Ask(msgspec.Struct, gc=False):
 
     `model` is None when the client left it to the route. `max_output_tokens` is the client's own bound, None without
     one; `choices` how many answers it wants. `fields` are the top-level fields of `body` in their order, verbatim.
+    `only_labels`: its metadata is known to hold our labels and nothing of the client's own.
     """
 
     dialect: str
@@ -34,6 +35,7 @@ class Ask(msgspec.Struct, gc=False):
     choices: int
     fields: dict[str, msgspec.Raw]
     body: bytes
+    only_labels: bool = False
 
 
 class Call(msgspec.Struct, gc=False):

@@ -84,9 +84,12 @@ def read(body: bytes) -> Ask:
         return _read_field_by_field(body, fields)
     labels, max_tokens = wish.metadata, wish.max_completion_tokens
     tenant = use_case = None
+    only_labels = False
     if labels is not None:
         tenant, use_case = labels.tenant, labels.use_case
-        if not _is_all(labels, fields["metadata"]):
+        if _is_all(labels, fields["metadata"]):
+            only_labels = tenant is not None or use_case is not None
+        else:
             tenant, use_case = _labels(fields["metadata"])
     return Ask(
         dialect=NAME,
@@ -99,6 +102,7 @@ def read(body: bytes) -> Ask:
         choices=wish.n or 1,
         fields=fields,
         body=body,
+        only_labels=only_labels,
     )
 
 
@@ -111,7 +115,9 @@ def edit(ask: Ask, model: str, include_usage: bool) -> bytes:
     fields = ask.fields
     written: dict[str, object] = {}
     metadata = fields.get("metadata")
-    if metadata is not None and metadata != _NULL:
+    if ask.only_labels:
+        written["metadata"] = {}
+    elif metadata is not None and metadata != _NULL:
         kept = read_inner_object(metadata, "metadata", ())
         if _drop_labels(kept):
             written["metadata"] = kept

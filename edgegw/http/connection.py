@@ -162,8 +162,14 @@ class RequestReader:
         if known is not None and not self._head:
             found = known.read(data, self._limits.body_bytes_max)
             if found is not None:
-                self._request, self._left, rest = found
-                self._gate(self._request)  # who was let in a moment ago may not be any more
+                request, length, rest = found
+                self._request = request
+                self._gate(request)  # who was let in a moment ago may not be any more
+                if len(rest) == length:  # nearly always: the whole of it, in one read
+                    request.body = rest
+                    self.ready.append(request)
+                    return b""
+                self._left = length
                 self._part = _LENGTH
                 return rest
         head = self._head + data if self._head else data

@@ -8,8 +8,10 @@ Those checks are here, pure, each with the RFC it comes from. No I/O, no clock.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from edgegw.errors import GatewayError
 from edgegw.http.chunked import too_large
@@ -46,8 +48,7 @@ class RequestLimits:
     body_bytes_max: int = 20 * 1024 * 1024
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct):
     """One whole request. `headers` has lower-case names; repeated fields are joined by a comma. `error` is set when
     the head was already enough to refuse it; then `body` is empty and `close` says whether the connection must end.
     `key`: what the gate found out about who asks, for the handler; nothing to HTTP."""
@@ -55,7 +56,7 @@ class Request:
     method: bytes = b""
     path: bytes = b""
     query: bytes = b""
-    headers: dict[bytes, bytes] = field(default_factory=dict)
+    headers: dict[bytes, bytes] = {}
     body: bytes = b""
     http_1_0: bool = False
     keep_alive: bool = True

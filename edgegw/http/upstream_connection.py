@@ -172,24 +172,24 @@ class Connection(asyncio.Protocol):
             if lane is not None and lane(data):
                 return
         state = self.state
-        if state < _HEAD or state > _BODY:
+        if state is not _HEAD and state is not _BODY:
             self._close()  # bytes that nobody waits for must not become the answer to the next request
             return
         sink = self._sink
         assert sink is not None
         reader.feed(data)
-        if state == _HEAD:
+        if state is _HEAD:
             self._request = None
             if reader.status:
                 self.state = _BODY
                 sink.on_head(reader.status, reader.headers)
-                if self.state != _BODY:
+                if self.state is not _BODY:
                     return
             elif reader.trouble is None:
                 return
         if reader.body:
             sink.on_body(reader.body)
-            if self.state != _BODY:
+            if self.state is not _BODY:
                 return
         if reader.ended:
             self._finish(sink, reader.reusable)

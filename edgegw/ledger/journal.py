@@ -34,13 +34,6 @@ from edgegw.ledger.segment import (
     FRAME_BYTES,
     HEADER_BYTES,
     SEGMENT_BYTES_MIN,
-    WORD_BYTES,
-    WORD_CLOSED,
-    WORD_END,
-    WORD_FORMAT,
-    WORD_INDEX,
-    WORD_MAGIC,
-    WORD_SALT,
     segment_index,
     segment_name,
 )
@@ -243,8 +236,8 @@ class Journal:
 
     def close(self) -> None:
         """The clean end of this life: what is open now stays open for the control process to close as interrupted."""
-        self._words[WORD_END] = self._at
-        self._words[WORD_CLOSED] = 1
+        self._words[segment.WORD_END] = self._at
+        self._words[segment.WORD_CLOSED] = 1
         self._current.close()
         if self._spare is not None:
             self._spare.close()
@@ -278,7 +271,7 @@ class Journal:
         if spare is None:  # the reserve is used up; what has begun may go beyond bytes_max as long as the disk allows
             spare = self._make(self._current.index + 1, self._segment_bytes)
         self._spare = None
-        self._words[WORD_END] = self._at
+        self._words[segment.WORD_END] = self._at
         self._current.close()
         self._use(spare)
 
@@ -310,11 +303,11 @@ class Journal:
                 path.unlink(missing_ok=True)
             raise JournalFull(str(error)) from error
         words = memoryview(mapped).cast("I")
-        words[WORD_FORMAT] = segment.FORMAT
-        words[WORD_INDEX] = index
-        words[WORD_SALT] = self._salt
-        words[WORD_BYTES] = size
-        words[WORD_MAGIC] = segment.MAGIC
+        words[segment.WORD_FORMAT] = segment.FORMAT
+        words[segment.WORD_INDEX] = index
+        words[segment.WORD_SALT] = self._salt
+        words[segment.WORD_BYTES] = size
+        words[segment.WORD_MAGIC] = segment.MAGIC
         return _Segment(index, size, fd, mapped, words)
 
 

@@ -18,7 +18,7 @@ from edgegw.limits.meter import Shape, read_meter
 from edgegw.limits.standing import Refusal
 from edgegw.limits.words import Mode, Offer, Want
 
-_CLOSED = Mode.CLOSED
+_CLOSED, _LOCAL = Mode.CLOSED, Mode.LOCAL
 _WINDOW = Shape.WINDOW
 
 
@@ -40,7 +40,7 @@ class Account(Lease):
         super().__init__(meter, limit, now_s, tally, place)
         self.in_tokens = self.measure.unit == "tokens"  # else each request counts 1
         self.active = False  # in the limiter's rotation of checks
-        self.evicted = False  # forgotten by the limiter; what is still settled goes to the authority
+        self.evicted = False  # forgotten by the accounts; what is still settled goes to the authority
         self.asked_s: float | None = None  # since when a Want is unanswered; there is one at most
         self.alarm: asyncio.TimerHandle | None = None  # for the first waiter's 50 ms
         self.waiters: deque[Waiter] = deque()
@@ -62,7 +62,9 @@ class Account(Lease):
         answered = offer.granted == 0 and offer.retry_after_s > 0  # the offer was a no to the first
         while waiters:
             waiter = waiters[0]
-            if not waiter.outcome.done():  # else its client left
+            if waiter.outcome.done():
+                answered = False  # its client left, and the no was for it
+            else:
                 if self.take(waiter.amount):
                     waiter.outcome.set_result(None)
                 elif offer.mode == _CLOSED:
@@ -102,19 +104,14 @@ class Allowance:
     def __init__(self, accounts: tuple[Account, ...]) -> None:
         self.accounts = accounts
         self.single = accounts[0] if len(accounts) == 1 else None  # nearly always
-        self.windowed = any(account.shape is _WINDOW for account in accounts)
-        # What x-ratelimit-* tells of: the fields have no name for days, months and slots.
+        self.windowed = tuple(account for account in accounts if account.shape is _WINDOW)
+        # What x-ratelimit-* tells of, tokens before requests; the fields have no name for days, months and slots.
         minute = [account for account in accounts if account.shape is Shape.REFILLS]
-        tokens = [account for account in minute if account.in_tokens]
-        requests = [account for account in minute if not account.in_tokens]
-        self._told = [told for told in (tokens, requests) if told]
-
-    def windows(self) -> int:
-        """Changes when one of the days or months is over."""
-        return sum(account.window for account in self.accounts)
+        groups = ([account for account in minute if account.in_tokens is in_tokens] for in_tokens in (True, False))
+        self._told = [group for group in groups if group]
 
     def lines(self, now_s: float) -> bytes:
-        """How things stand, as header lines for any reply."""
+        """How things stand, as header lines for any reply: of several limits per minute the one with least left."""
         single = self.single
         if single is not None:
             lines, mode = single.lines(now_s), _mode(single)

@@ -18,6 +18,7 @@ from edgegw.channel import Channel, Ready, Shares
 from edgegw.clock import Clock
 from edgegw.errors import GatewayError
 from edgegw.limits.account import Account, Waiter
+from edgegw.limits.bucket import window_end
 from edgegw.limits.lease import CHECK_EVERY_S, Leases
 from edgegw.limits.meter import Shape
 from edgegw.limits.standing import Refusal
@@ -26,14 +27,15 @@ from edgegw.limits.words import GiveBack, Offer, Recall, Spent
 ANSWER_WITHIN_S = 0.05  # the authority is a process of this machine and at most one Redis away: later is too late
 ASK_AGAIN_S = 1.0  # after so long an unanswered question is taken for lost
 METERS_MAX = 20_000  # known at once in a worker, about 12 MiB: two for each of 10,000 tenants
+TALLY_CELLS = 2 * METERS_MAX  # each meter has two: what one channel's end reads, the next channel does not touch
 CHECKED_AT_ONCE_MAX = 500  # leases looked at in one turn of the loop: under a millisecond
 CHECK_PAUSE_S = 0.01  # between such turns
 
-_REFILLS, _SLOTS = Shape.REFILLS, Shape.SLOTS
+_REFILLS, _SLOTS, _WINDOW = Shape.REFILLS, Shape.SLOTS, Shape.WINDOW
 
 
 class Accounts:
-    """`shares` is the number of workers until the authority says that. `tally` has a cell for each meter that may be
+    """`shares` is the number of workers until the authority says that. `tally` has two cells for each meter that may be
     known at once (tally.py). `degraded` is True from the start until the channel is first open."""
 
     def __init__(self, channel: Channel, clock: Clock, shares: int = 1, tally: MutableSequence[int] | None = None):
@@ -42,11 +44,11 @@ class Accounts:
         self._channel = channel
         self._clock = clock
         self._shares = shares
-        self._tally: MutableSequence[int] = [0] * METERS_MAX if tally is None else tally
+        self._tally: MutableSequence[int] = [0] * TALLY_CELLS if tally is None else tally
         self._places: list[int] = []  # that were used and are free again
         self._epoch: int | None = None
         self._open = False
-        self._leases: Leases[Account] = Leases(len(self._tally))
+        self._leases: Leases[Account] = Leases(len(self._tally) // 2)
         self._rotation: deque[Account] = deque()  # in the order of their last check
         self._timer: asyncio.TimerHandle | None = None
         channel.handle(Ready, self._ready)
@@ -55,26 +57,34 @@ class Accounts:
         channel.on_closed(self._closed)
 
     def opened(self, meter: str, limit: int) -> Account:
-        """The account of a meter. `limit` counts until the authority has said one. Raises GatewayError `overloaded`
-        when too many are in use."""
+        """The account of a meter. `limit` counts until the authority has said one. Another one that was long idle may
+        have to go for it (`evicted`). Raises GatewayError `overloaded` when too many are in use."""
         account = self._leases.get(meter)
         if account is not None:
             return account
         try:
             evicted = self._leases.make_room()
         except LookupError:
-            raise GatewayError("overloaded", "Too many tenants are active at the same time.") from None
+            raise too_many_meters() from None
         if evicted is not None:
-            evicted.evicted = True
+            evicted.evicted, evicted.followed = True, False
             self.evictions += 1
             self._places.append(evicted.place)
-        place = self._places.pop() if self._places else len(self._leases.known)
-        self._tally[place] = 0
+        place = self._places.pop() if self._places else 2 * len(self._leases.known)
         account = Account(meter, limit, self._clock.now(), self._tally, place)
+        if account.shape is _WINDOW:
+            account.ends_s = self._window_end(account)
         self._leases.add(account)
         return account
 
     # -- what the limiter calls --
+
+    def renew(self, windowed: tuple[Account, ...]) -> None:
+        """To be called before any use of days and months: of those that are over, what was left is forgotten."""
+        now_s = self._clock.now()
+        for account in windowed:
+            if now_s >= account.ends_s:
+                self._renew(account)
 
     def tend(self, account: Account) -> None:
         """After something was taken: a top-up ahead of need, and a place in the rotation."""
@@ -109,17 +119,28 @@ class Accounts:
 
     def settle(self, account: Account, difference: int) -> None:
         """Of what was taken, so much was not used (negative: so much more was). Never raises."""
-        if account.evicted:
+        if account.followed and account.local is None:
+            account.settle(difference)
+            if not account.active:  # nobody here has use for it: at once to where others find it
+                self._give_back(account, account.surplus(idle=True))
+                return
+            if account.shape is _SLOTS:
+                self._slot_free(account)
+        elif account.evicted or (self._open and account.local is None):  # there is no lease that it could go to
             self._channel.send(GiveBack(account.meter, difference, 0))
             return
-        if account.local is None and self._open:
-            account.settle(difference)
         else:
             now_s = self._clock.now()
             account.go_local(self._shares, now_s)
             account.settle_locally(difference, now_s)
         if not account.active:
             self._wake(account)
+
+    def _slot_free(self, account: Account) -> None:
+        """At once to where every worker can take it: unlike tokens, nobody has another one meanwhile."""
+        account.refused_until_s = 0.0
+        if not account.waiters:
+            self._give_back(account, account.surplus(idle=False))
 
     def close(self) -> None:
         """Decides for those who still wait, and gives everything back. Close the channel after it."""
@@ -157,7 +178,8 @@ class Accounts:
                 rotation.append(account)
             else:
                 account.active = False
-                self._leases.rest(account)
+                if account.shape is not _SLOTS or not account.in_use:  # else it has to stay known
+                    self._leases.rest(account)
         if rotation:
             pause_s = max(CHECK_PAUSE_S, rotation[0].checked_s + CHECK_EVERY_S - now_s)
             self._timer = asyncio.get_running_loop().call_later(pause_s, self.check_leases)
@@ -169,6 +191,8 @@ class Accounts:
 
     def _check(self, account: Account, now_s: float) -> bool:
         """Returns whether the account stays in use."""
+        if now_s >= account.ends_s:
+            self._renew(account)
         account.check(now_s)
         asked_s = account.asked_s
         if asked_s is not None and now_s - asked_s > ANSWER_WITHIN_S:
@@ -176,15 +200,20 @@ class Accounts:
                 self._degrade()
             if now_s - asked_s > ASK_AGAIN_S:
                 account.asked_s = None
-        if account.shape is _REFILLS and account.local is not None and account.local.full(now_s):
+        if (
+            account.shape is _REFILLS
+            and account.charged >= 0
+            and account.local is not None
+            and account.local.full(now_s)
+        ):
             account.come_back()  # a minute's rest: by now the authority has refilled what was admitted here
         rests = account.idle(now_s) and account.asked_s is None and account.local is None and not account.waiters
         if not self._open:
             return not rests
-        self._drop_outdated(account, now_s)
         surplus = account.surplus(rests)
         self._give_back(account, surplus)
-        if not surplus and account.level < account.low_water and account.asked_s is None:
+        due = account.level < account.low_water or (self.degraded and account.local is not None)
+        if due and not surplus and account.asked_s is None:
             self._ask(account)
         return not rests
 
@@ -199,10 +228,15 @@ class Accounts:
         if amount:
             self._channel.send(GiveBack(account.meter, amount, amount))
 
-    def _drop_outdated(self, account: Account, now_s: float) -> None:
-        outdated = account.outdated(now_s)
+    def _renew(self, account: Account) -> None:
+        outdated = account.begin_window(self._window_end(account))
         if outdated:
             self._channel.send(GiveBack(account.meter, 0, outdated))
+
+    def _window_end(self, account: Account) -> float:
+        """By our own calendar, until the authority says it by its."""
+        wall_s = self._clock.wall_ns() / 1e9
+        return self._clock.now() + window_end(wall_s, account.measure.code == "month") - wall_s
 
     def _offered(self, offer: Offer) -> None:
         account = self._leases.get(offer.meter)
@@ -211,7 +245,8 @@ class Accounts:
             return
         now_s = self._clock.now()
         account.asked_s = None
-        self._drop_outdated(account, now_s)
+        if now_s >= account.ends_s:
+            self._renew(account)
         account.offered(offer, now_s)
         if self.degraded:
             self._recover()
@@ -258,8 +293,11 @@ class Accounts:
             charged = account.come_back()
             if account.shape is _SLOTS:  # still in use, or given back already: an exact count either way
                 self._tally[account.place] += charged
+                account.followed = True
                 self._ask(account)  # makes the account known to a control process that is new
                 self._give_back(account, -charged)
+                if not account.active:
+                    self._wake(account)
             elif charged > 0:
                 self._channel.send(Spent(account.meter, charged))
             elif charged < 0:
@@ -271,6 +309,8 @@ class Accounts:
         now_s = self._clock.now()
         if self._epoch not in (None, ready.epoch):
             for account in self._leases.known.values():
+                if now_s >= account.ends_s:
+                    self._renew(account)
                 level = account.remaining_at(now_s)
                 if account.shape is not _SLOTS and level < account.limit:
                     self._channel.send(Recall(account.meter, level))
@@ -290,3 +330,7 @@ class Accounts:
             account.asked_s = None
             account.void(self._shares, now_s)
         self._degrade()
+
+
+def too_many_meters() -> GatewayError:
+    return GatewayError("overloaded", "Too many tenants are active at the same time.")

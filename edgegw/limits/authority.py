@@ -25,6 +25,11 @@ class Authority(Protocol):
     """Grants what is spent before it is spent. Only `lease` may take time; the others return at once and never raise.
     `meter` is an id (meter.py)."""
 
+    @property
+    def replicas(self) -> int:
+        """How many of us there are: lately seen, this one included."""
+        ...
+
     async def lease(self, meter: str, want: int, need: int) -> Offer:
         """`want`, or at least `need`; granted 0 and `retry_after_s` when there is no room, never a queue.
 
@@ -58,6 +63,8 @@ class Remembered(Struct, array_like=True):
 class MemoryAuthority:
     """One stock per meter. `limits` says what a meter allows and may change its mind: a new limit holds from the next
     ask on and forgets nothing that was used."""
+
+    replicas = 1
 
     def __init__(self, limits: Callable[[str], int], clock: Clock) -> None:
         self._limits = limits

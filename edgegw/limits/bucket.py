@@ -19,6 +19,7 @@ from edgegw.limits.meter import Measure, Shape
 
 PARTS = 60_000_000  # per token: microseconds in a minute
 MICROS_PER_S = 1_000_000
+DAY_S = 86_400.0
 SLOT_WAIT_S = 1.0  # nobody knows when a request ends; come back so soon
 
 
@@ -123,7 +124,10 @@ class Bucket(Stock):
 
 
 class Window(Stock):
-    """`limit` tokens in each calendar day or month of UTC. `now_s` are Unix seconds. A debt ends with its window."""
+    """`limit` tokens in each calendar day or month of UTC. `now_s` are Unix seconds. A debt ends with its window.
+
+    A clock that is set back does not fill it again; one that had been wrong by more than a window does not make it last
+    until then."""
 
     __slots__ = ("_ends_s", "_level", "_monthly")
 
@@ -138,6 +142,8 @@ class Window(Stock):
     def level(self, now_s: float) -> int:
         if now_s >= self._ends_s:
             self._level = self.limit
+            self._ends_s = window_end(now_s, self._monthly)
+        elif self._ends_s - now_s > (62 if self._monthly else 2) * DAY_S:
             self._ends_s = window_end(now_s, self._monthly)
         return self._level
 

@@ -18,6 +18,8 @@ from edgegw.limits.meter import Shape, read_meter
 @dataclass(slots=True)
 class _Held:
     place: int
+    base: int  # what the tally said there when nothing was leased
+    slots: bool
     leased: int = 0  # and not given back
 
 
@@ -32,13 +34,19 @@ class Holdings:
         self._meter_at: dict[int, str] = {}
 
     def asked(self, meter: str, place: int) -> None:
-        """A word from the worker. Whichever meter had the place before is forgotten: all of it had come back."""
-        if self._meter_at.get(place) != meter:
-            before = self._meter_at.pop(place, None)
-            if before is not None:
-                self._held.pop(before, None)
-            self._meter_at[place] = meter
-            self._held[meter] = _Held(place)
+        """A word from the worker, who counts nothing at a place that is new to it before it is answered. Whichever
+        meter had the place before is forgotten, and where the meter was before: all of it had come back."""
+        before = self._meter_at.get(place)
+        if before == meter:
+            return
+        if before is not None:
+            del self._held[before]
+        elsewhere = self._held.get(meter)
+        if elsewhere is not None:
+            del self._meter_at[elsewhere.place]
+        self._meter_at[place] = meter
+        base = 0 if self._tally is None else self._tally[place]
+        self._held[meter] = _Held(place, base, read_meter(meter).measure.shape is Shape.SLOTS)
 
     def leased(self, meter: str, amount: int) -> None:
         """More (or, negative, less) is leased to the worker."""
@@ -47,19 +55,20 @@ class Holdings:
             held.leased += amount
 
     def unspent(self) -> dict[str, int]:
-        """What the worker could still spend at this moment."""
+        """What the worker could still spend at this moment; a negative amount is a debt that it has not told yet. Slots
+        are none of this: they are held by requests."""
         tally = self._tally
         if tally is None:  # nobody knows: rather lost (the refill mends it) than admitted twice
             return {}
-        found = {meter: held.leased - tally[held.place] for meter, held in self._held.items()}
-        return {meter: amount for meter, amount in found.items() if amount > 0}
+        found = {
+            meter: held.leased - tally[held.place] + held.base for meter, held in self._held.items() if not held.slots
+        }
+        return {meter: amount for meter, amount in found.items() if amount}
 
     def returned(self) -> dict[str, int]:
         """The worker is gone: what goes back to the authority. Forgets everything."""
         back = self.unspent()
-        for meter, held in self._held.items():
-            if held.leased > 0 and read_meter(meter).measure.shape is Shape.SLOTS:
-                back[meter] = held.leased
+        back |= {meter: held.leased for meter, held in self._held.items() if held.slots and held.leased}
         self._held.clear()
         self._meter_at.clear()
         return back

@@ -24,6 +24,7 @@ RATE_MEMORY_S = 0.5  # time constant of the recent rate: follows a burst within 
 HORIZON_S = 2.0  # a lease should last so long at the recent rate, half of it before it is topped up: one ask a second
 LIMIT_SHARE = 100  # a lease aims at 1/100 of the limit at most and gives back above twice that: 2 % at most lie idle
 REMAINING_SHARE = 8  # and at 1/8 of what is left, so that the last tokens of a minute lie where everybody can take them
+LONE_CHECKS = 1  # so many checks that saw use make no lease yet: a lone request takes what it needs, and is gone
 REFUSAL_HOLDS_S = 0.02  # after a refusal as large a request is refused unasked: a flood of them costs 50 asks a second
 
 _REFILLS, _SLOTS = Shape.REFILLS, Shape.SLOTS
@@ -32,15 +33,17 @@ _REFILLS, _SLOTS = Shape.REFILLS, Shape.SLOTS
 class Lease:
     """One meter's tokens in this worker. `level` may be spent without asking; below zero it is a debt to be paid.
 
-    `tally[place]` counts what was spent of what was leased, settlements included, since the channel opened: others can
-    read it after our death (tally.py).
+    `tally[place]` counts what was spent of what was leased, settlements included: others can read it after our death
+    (tally.py). It is never set back, as nobody knows who reads it at the moment; `base` is where it began. There is a
+    second cell beside it, for the next channel, `place ^ 1`.
     """
 
     __slots__ = (
+        "base",
         "charged",
         "checked_s",
         "ends_s",
-        "form",
+        "followed",
         "heard_s",
         "level",
         "limit",
@@ -57,6 +60,7 @@ class Lease:
         "tally",
         "target",
         "used_s",
+        "uses",
         "window",
     )
 
@@ -66,10 +70,11 @@ class Lease:
         self.meter = meter
         self.measure = read_meter(meter).measure
         self.shape = self.measure.shape
-        self.form = LINES[self.measure.unit]
         self.limit = limit
-        self.tally: MutableSequence[int] = [0] if tally is None else tally
+        self.tally: MutableSequence[int] = [0, 0] if tally is None else tally
         self.place = place
+        self.base = self.tally[place]
+        self.followed = False  # the control process reads our cell: it has answered since the channel opened
         self.level = 0
         self.spent = 0  # since the last check, net of what was settled back
         self.rate = 0.0  # tokens per second
@@ -82,6 +87,7 @@ class Lease:
         self.window = 0  # how many of them are over
         self.checked_s = now_s
         self.used_s = now_s
+        self.uses = 0  # checks that saw something spent, since it woke
         self.local: Stock | None = None  # while the authority is away
         self.charged = 0  # admitted from `local`, not yet told
 
@@ -109,8 +115,7 @@ class Lease:
         return self.target - self.level if self.level < self.low_water else 0
 
     def offered(self, offer: Offer, now_s: float) -> None:
-        if now_s >= self.ends_s:
-            self.window += 1
+        self.followed = True
         self.level += offer.granted
         self.limit = offer.limit
         self.remaining = offer.remaining
@@ -130,6 +135,7 @@ class Lease:
         """In use again. The rate of before counts the less the longer that is ago."""
         self.rate *= max(0.0, 1.0 - (now_s - self.checked_s))
         self.checked_s = self.used_s = now_s
+        self.uses = 0
 
     def check(self, now_s: float) -> None:
         """Every CHECK_EVERY_S: learns the recent rate, and from it what to hold."""
@@ -138,6 +144,7 @@ class Lease:
             return
         if self.spent:
             self.used_s = now_s
+            self.uses += self.spent > 0
         recent = max(0, self.spent) / elapsed_s
         self.rate += (recent - self.rate) * min(1.0, elapsed_s / RATE_MEMORY_S)
         self.spent = 0
@@ -159,17 +166,20 @@ class Lease:
         self.level -= surplus
         return surplus
 
-    def outdated(self, now_s: float) -> int:
-        """When the day or month is over, what is in hand is worth nothing any more: takes it out and returns it."""
-        if now_s < self.ends_s:
-            return 0
+    def begin_window(self, ends_s: float) -> int:
+        """The day or month was over, and another ends at `ends_s`. What is in hand is worth nothing any more: takes it
+        out and returns it. What was admitted without the authority is nobody's concern any more."""
         outdated, self.level = self.level, 0
-        self.ends_s = inf
+        self.local, self.charged = None, 0
         self.heard_s = None
+        self.ends_s = ends_s
         self.window += 1
         return outdated
 
     def _aim(self, now_s: float) -> None:
+        if self.uses <= LONE_CHECKS:
+            self.target = self.low_water = 0
+            return
         remaining = max(0, self.remaining_at(now_s))
         self.target = min(int(self.rate * HORIZON_S), self.limit // LIMIT_SHARE, remaining // REMAINING_SHARE)
         self.low_water = self.target // 2
@@ -182,29 +192,35 @@ class Lease:
         if local is None:
             shares = max(1, shares)
             share = max(min(1, self.limit), self.limit // shares)
-            level = share if self.heard_s is None else max(0, self.remaining_at(now_s)) // shares
+            if self.shape is _SLOTS:  # what others have in use will never come back here
+                level = share - self.in_use
+            else:
+                level = share if self.heard_s is None else max(0, self.remaining_at(now_s)) // shares
             # A window has no refill within it, which is what Slots do.
             local = self.local = (Bucket if self.shape is _REFILLS else Slots)(share, now_s, level)
         return local
 
     def void(self, shares: int, now_s: float) -> None:
-        """The channel is gone, and with it the lease: what it held is the authority's again, and what is spent from
-        here on (at first out of what was in hand) is charged. Slots in use are to be taken anew."""
+        """The channel is gone, and with it the lease: what it held (or owed) is the authority's again, and what is
+        spent from here on (at first out of what was in hand) is charged. Slots in use are to be taken anew. The cell
+        stays as it is: the control process may not have read it yet."""
         held, self.level = self.level, 0
-        if held:
+        if self.shape is _SLOTS:
+            self.charged = self.in_use
+        elif held:
             self.go_local(shares, now_s).give(held, now_s)
+        if held:
             self.remaining = min(self.limit, self.remaining_at(now_s) + held)
             self.heard_s = now_s if self.heard_s is not None else None
-            self.charged -= min(0, held)
-        if self.shape is _SLOTS:
-            self.charged += self.tally[self.place]
-        self.tally[self.place] = 0
+        self.followed = False
+        self.place ^= 1
+        self.base = self.tally[self.place]
 
     def take_locally(self, tokens: int, now_s: float) -> bool:
         """A request larger than the share passes when the share is full, and leaves a debt: no request that fits the
         limit is shut out for as long as the authority is away."""
         local = self.local
-        if local is None or local.level(now_s) < min(tokens, local.limit):
+        if local is None or local.level(now_s) < min(tokens, local.limit) or tokens > self.limit:
             return False
         local.give(-tokens, now_s)
         self.charged += tokens
@@ -217,11 +233,16 @@ class Lease:
 
     def come_back(self) -> int:
         """The authority is there: ends the local stock and returns what is to be charged (negative: given back).
-        More than the limit is never charged: an empty bucket is the most that can be owed for a past minute."""
-        charged, self.charged, self.local = min(self.charged, self.limit), 0, None
-        return charged
+        More tokens than the limit are never charged: an empty bucket is the most that can be owed for a past minute."""
+        charged, self.charged, self.local = self.charged, 0, None
+        return charged if self.shape is _SLOTS else min(charged, self.limit)
 
     # -- what is known --
+
+    @property
+    def in_use(self) -> int:
+        """Of slots: how many requests run here."""
+        return self.tally[self.place] - self.base + self.charged
 
     def remaining_at(self, now_s: float) -> int:
         """What the authority should have left by now, if nobody else took any."""
@@ -243,9 +264,8 @@ class Lease:
         return max(0.0, self.ends_s - now_s) if self.ends_s < inf else 0.0
 
     def lines(self, now_s: float) -> bytes:
-        """The standing of something per minute as header lines: on the way of every reply, so without a Standing for
-        the usual lease."""
-        limit, heard_s = self.limit, self.heard_s
+        """The standing as header lines: on the way of every reply, so without a Standing for the usual lease."""
+        limit, heard_s, lines = self.limit, self.heard_s, LINES[self.measure.unit]
         if self.local is not None or heard_s is None or not limit:
             return self.standing(now_s).lines(self.measure.unit)
         left = self.remaining + int((now_s - heard_s) * limit / 60.0)
@@ -253,8 +273,8 @@ class Lease:
         if remaining < 0:
             remaining = 0
         elif remaining >= limit:
-            return self.form % (limit, limit, b"0s")
-        return self.form % (limit, remaining, duration((limit - remaining) * 60.0 / limit))
+            return lines % (limit, limit, b"0s")
+        return lines % (limit, remaining, duration((limit - remaining) * 60.0 / limit))
 
     def wait_s(self, tokens: int, now_s: float) -> float:
         """How long until `tokens` should be there: an estimate, as others take and give back too."""

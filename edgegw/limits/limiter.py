@@ -15,7 +15,7 @@ from typing import Protocol
 from edgegw.clock import Clock
 from edgegw.errors import GatewayError
 from edgegw.limits.account import Account, Allowance
-from edgegw.limits.accounts import Accounts
+from edgegw.limits.accounts import Accounts, too_many_meters
 from edgegw.limits.meter import Shape, read_meter
 from edgegw.limits.standing import Refusal, too_large
 
@@ -23,7 +23,7 @@ ALLOWANCES_MAX = 20_000  # remembered; clients can name models, so there is a bo
 WAITING_MAX = 4_096  # requests that wait for one meter
 TENANT_CHARS_MAX = 256  # of a name: it is a key here, in the authority and in every message between
 
-_SLOTS, _WINDOW = Shape.SLOTS, Shape.WINDOW
+_SLOTS = Shape.SLOTS
 
 
 class Meters(Protocol):
@@ -41,7 +41,7 @@ class Reservation:
         self._accounts = accounts
         self._allowance = allowance
         self._settled = False
-        self._windows = allowance.windows() if allowance.windowed else 0
+        self._windows = [account.window for account in allowance.windowed] if allowance.windowed else ()
         self.tokens = tokens
 
     def settle(self, used_tokens: int) -> None:
@@ -53,13 +53,19 @@ class Reservation:
         if allowance.single is not None:
             self._accounts.settle(allowance.single, difference)
             return
-        stale = allowance.windowed and allowance.windows() != self._windows
+        over = self._over() if allowance.windowed and difference > 0 else ()
         for account in allowance.accounts:
             if account.in_tokens:
-                if not (stale and account.shape is _WINDOW and difference > 0):  # what an ended day had left is gone
+                if account not in over:  # what an ended day had left is gone
                     self._accounts.settle(account, difference)
             elif account.shape is _SLOTS:
                 self._accounts.settle(account, 1)
+
+    def _over(self) -> list[Account]:
+        """The days and months that ended since we reserved of them."""
+        windowed = self._allowance.windowed
+        self._accounts.renew(windowed)
+        return [account for account, window in zip(windowed, self._windows, strict=True) if account.window != window]
 
 
 class Limiter:
@@ -70,7 +76,6 @@ class Limiter:
         self._rules = rules
         self._clock = clock
         self._allowances: dict[tuple[str, str | None, str], Allowance] = {}
-        self._evictions = 0
 
     @property
     def degraded(self) -> bool:
@@ -132,15 +137,18 @@ class Limiter:
         if len(tenant) > TENANT_CHARS_MAX or not tenant.isprintable():
             message = f"The tenant's name must be printable and have at most {TENANT_CHARS_MAX} characters."
             raise GatewayError("invalid_value", message, param="metadata.tenant")
-        meters = self._rules.meters(tenant, key_id, model)
+        meters, evictions = self._rules.meters(tenant, key_id, model), self._accounts.evictions
         allowance = Allowance(tuple(self._accounts.opened(meter, limit) for meter, limit in meters))
-        if len(self._allowances) >= ALLOWANCES_MAX or self._evictions != self._accounts.evictions:
+        if len(self._allowances) >= ALLOWANCES_MAX or evictions != self._accounts.evictions:
             self._allowances.clear()  # one of them may have an account that had to go
-            self._evictions = self._accounts.evictions
+        if any(account.evicted for account in allowance.accounts):  # one for the next: there is no room for all
+            raise too_many_meters()
         self._allowances[tenant, key_id, model] = allowance
         return allowance
 
     def _reserve_all(self, allowance: Allowance, tokens: int) -> Reservation | None:
+        if allowance.windowed:
+            self._accounts.renew(allowance.windowed)
         for account in allowance.accounts:
             if account.level < (tokens if account.in_tokens else 1) or account.waiters:
                 return self._reserve_locally(allowance, tokens) if self._accounts.degraded else None
@@ -170,22 +178,16 @@ class Limiter:
                 taken.append((account, amount))
             else:
                 waiting.append((account, amount, self._accounts.wait(account, amount)))
-        refusals: list[Refusal] = []
+        refusals: list[Refusal] | None = None
         try:
-            for account, amount, outcome in waiting:
-                refusal = await outcome
-                if refusal is None:
-                    taken.append((account, amount))
-                else:
-                    refusals.append(refusal)
-        except asyncio.CancelledError:
-            for account, amount, outcome in waiting:
-                if outcome.done() and not outcome.cancelled() and outcome.result() is None:
-                    self._release([(account, amount)])  # the client left in the moment in which it was admitted
-                outcome.cancel()
-            raise
+            refusals = [refusal for *_, outcome in waiting if (refusal := await outcome) is not None]
+        finally:
+            if refusals != []:  # somebody said no, or the client left, perhaps in the moment of its admission
+                self._release(taken)
+                for account, amount, outcome in waiting:
+                    if not outcome.cancel() and not outcome.cancelled() and outcome.result() is None:
+                        self._release([(account, amount)])
         if refusals:
-            self._release(taken)
             raise self._refused(refusals)
 
     def _release(self, taken: list[tuple[Account, int]]) -> None:
@@ -193,8 +195,9 @@ class Limiter:
             self._accounts.settle(account, amount)
 
     def _refused(self, refusals: list[Refusal]) -> GatewayError:
-        """Of several limits the tightest decides: the one that makes the request wait longest."""
-        longest = max(refusals, key=lambda refusal: refusal.wait_s)
+        """Of several limits the tightest decides: one that the request can never fit, else the one that makes it wait
+        longest."""
+        longest = max(refusals, key=lambda refusal: (refusal.amount > refusal.standing.limit, refusal.wait_s))
         return longest.error(self._clock.wall_ns() / 1e9)
 
 

@@ -40,7 +40,7 @@ class MemoryFile:
             self._authority.restore(kept)
         except FileNotFoundError:
             return
-        except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors, and so is an unknown meter
+        except (OSError, ValueError, OverflowError) as error:  # msgspec's are ValueErrors, and so is an unknown meter
             logger.warning("what was used of the limits before is not known: %s", error)
 
     async def run(self) -> None:

@@ -19,7 +19,7 @@ from edgegw.settings import OwnLimits, Settings, TenantSettings, WithoutRedis
 
 @dataclass(slots=True)
 class _Tenant:
-    """What the settings say of a tenant. `models`: limits by pattern, the most literal first."""
+    """What the settings say of a tenant. `patterns` of `models`: the most literal first, of equals a name itself."""
 
     limits: dict[Measure, int]
     models: dict[str, dict[Measure, int]] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Rules:
         return _Tenant(
             self._default.limits | _own(tenant.limits),
             {pattern: _own(limits) for pattern, limits in tenant.models.items()},
-            sorted(map(Pattern, tenant.models), key=lambda pattern: -pattern.literals),
+            sorted(map(Pattern, tenant.models), key=lambda pattern: (-pattern.literals, len(pattern.text))),
             tenant.weight,
             tenant.without_redis or self._default.without_redis,
         )

@@ -7,7 +7,6 @@ the answer, also when that is late, or that there will be none. `connect` opens 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import ssl
 from collections import deque
@@ -75,10 +74,12 @@ class Login:
 
 
 class Connection(asyncio.Protocol):
-    """`lost` is called when it ends, after all that still waited for an answer were told."""
+    """`lost` is called when it ends, after all that still waited for an answer were told; `told` with what arrives
+    unasked, which only a connection that has subscribed to something should see."""
 
     def __init__(self) -> None:
         self.lost: Callable[[Connection], None] = _ignore
+        self.told: Callable[[object], None] | None = None
         self.open = False
         self._transport: asyncio.Transport | None = None
         self._waiting: deque[OnReply] = deque()
@@ -117,9 +118,12 @@ class Connection(asyncio.Protocol):
         try:
             reader.feed(data)
             while (reply := reader.gets()) is not _NotYet:
-                if not self._waiting:
+                if self._waiting:
+                    self._waiting.popleft()(reply)
+                elif self.told is not None:
+                    self.told(reply)
+                else:
                     raise Garbled("a reply that nobody asked for")
-                self._waiting.popleft()(reply)
         except Garbled:
             self.abort()
 
@@ -172,8 +176,11 @@ async def _log_in(connection: Connection, login: Login) -> None:
     try:
         for answer in asked:
             await answer
-        with contextlib.suppress(Refused):  # a courtesy that an ACL need not allow; NOAUTH shows at the first call
+        try:
             await named
+        except Refused as refusal:  # a courtesy that an ACL need not allow
+            if str(refusal).startswith("NOAUTH"):
+                raise
     finally:
         for answer in (*asked, named):
             answer.cancel()

@@ -77,9 +77,10 @@ def shape_of(measure: Measure) -> bytes:
     return _SHAPES[measure.code]
 
 
-def probe(tag: bytes) -> list[Operation]:
-    """Operations that write all that we ever write, on keys beginning with `tag`, which expire within two minutes."""
-    return [Operation("beat", tag + b"probe"), Operation("give", tag + b"try", b"R", limit=1_000, a=-1)]
+def probe(tag: bytes, other: bytes) -> list[Operation]:
+    """Operations that write all that we ever write, on keys that begin with these tags and expire within two minutes.
+    Two tags of different slots show that it is not a cluster."""
+    return [Operation("beat", tag + b"probe"), Operation("give", other + b"try", b"R", limit=1_000, a=-1)]
 
 
 def answers(reply: object, operations: int) -> list[Answer]:

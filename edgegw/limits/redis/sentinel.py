@@ -1,17 +1,20 @@
 """Where the master is, by the word of its sentinels.
 
 All are asked at once, and the first whose master says of itself that it is one (ROLE) is believed: a sentinel that was
-cut off may name the one of before. Asked anew for every connection, so that a failover needs no more than that.
+cut off may name the one of before. Asked anew for every connection. And all are listened to: after a planned failover
+the old master takes writes for seconds, which nobody else will ever see.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from edgegw.limits.redis.connection import Connection, Login, Place, RedisError, connect
 
+SWITCHED = b"+switch-master"  # what they announce: service, old host and port, new host and port
+LISTEN_AGAIN_S = 1.0  # to a sentinel that was lost
 ASKED_WITHIN_S = 0.4  # a sentinel answers within its round trip; the whole way to the master has a second
 
 T = TypeVar("T")
@@ -25,6 +28,11 @@ class Sentinels:
         self._service = service
         self._own = own
         self._login = login
+        self._master_at: Place | None = None
+
+    async def listen(self, switched: Callable[[str], None]) -> None:
+        """Calls `switched` with the reason when there is another master than that of the last `connect`. For ever."""
+        await asyncio.gather(*(self._listen(place, switched) for place in self._places))
 
     async def connect(self) -> Connection:
         """To the master. Raises OSError and RedisError."""
@@ -40,6 +48,31 @@ class Sentinels:
                 except (OSError, RedisError) as error:
                     fault = error
         raise fault
+
+    async def _listen(self, sentinel: Place, switched: Callable[[str], None]) -> None:
+        def told(message: object) -> None:
+            match message:
+                case [b"message", _, bytes(said)]:
+                    service, _, _, host, port = said.decode().split(" ")
+                    if service == self._service and self._master_at not in (None, Place(host, int(port))):
+                        switched("the sentinels have chosen another master")
+
+        while True:
+            ended = asyncio.Event()
+            try:
+                async with asyncio.timeout(ASKED_WITHIN_S):
+                    connection = await connect(sentinel, self._own)
+            except (OSError, RedisError):
+                pass  # it is away; the others are there
+            else:
+                connection.told = told
+                connection.lost = lambda _, ended=ended: ended.set()  # type: ignore[misc]
+                connection.send(("SUBSCRIBE", SWITCHED), lambda _: None)
+                try:
+                    await ended.wait()
+                finally:
+                    connection.abort()
+            await asyncio.sleep(LISTEN_AGAIN_S)
 
     async def _named_by(self, sentinel: Place) -> Place | None:
         answer = await asked_once(sentinel, self._own, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
@@ -57,6 +90,7 @@ class Sentinels:
         except BaseException:
             connection.abort()
             raise
+        self._master_at = place
         return connection
 
 

@@ -134,6 +134,10 @@ class Server:
                 connection.lost = self._hung_up
                 connection.abort()
 
+    def leave(self, reason: str) -> None:
+        """It is not the right one any more: what led to it is asked again."""
+        self._go_away("switched", reason)
+
     # -- what is to be asked --
 
     def ask(self, order: Order, at_once: bool) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from edgegw.limits.redis.connection import Login, Place, RedisError, connect, tls_context
-from edgegw.limits.redis.keys import HASH_SLOTS, PREFIX, hash_slot, probe_tag
+from edgegw.limits.redis.connection import Connection, Login, Place, RedisError, connect, tls_context
+from edgegw.limits.redis.keys import HASH_SLOTS, hash_slot, probe_tag
 from edgegw.limits.redis.script import Operation, probe
 from edgegw.limits.redis.sentinel import Sentinels, as_they_come, asked_once
 from edgegw.limits.redis.server import PROBE_EVERY_S, Call, House, Server
@@ -45,14 +45,18 @@ class OneServer:
     def __init__(self, address: RedisAddress, house: House) -> None:
         tls = tls_context(address.ca) if address.tls else None
         login = Login(tls, address.username, address.password, address.db)
+        self._sentinels: Sentinels | None = None
+        self._listening: asyncio.Task[None] | None = None
+        find: Callable[[], Awaitable[Connection]]
         if address.mode == "sentinel":
             places = [Place(host, port) for host, port in address.hosts]
             own = Login(tls, None, address.sentinel_password)
-            find = Sentinels(places, address.service or "", own, login).connect
+            self._sentinels = Sentinels(places, address.service or "", own, login)
+            find = self._sentinels.connect
         else:
             place = Place(unix_path=address.unix_path) if address.unix_path else Place(*address.hosts[0])
             find = partial(connect, place, login)
-        self._server = Server(str(address), house, find, partial(probe, f"{PREFIX}{{probe}}:".encode()))
+        self._server = Server(str(address), house, find, partial(probe, b"edgegw:", b"edgegw:{probe}:"))
 
     def all(self) -> Iterable[Server]:
         return (self._server,)
@@ -62,8 +66,13 @@ class OneServer:
 
     async def start(self) -> None:
         self._server.start()
+        if self._sentinels is not None:
+            self._listening = asyncio.get_running_loop().create_task(self._sentinels.listen(self._server.leave))
 
     async def close(self) -> None:
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
         await self._server.close()
 
     def apart(self, orders: list[Order]) -> list[list[Order]]:
@@ -154,7 +163,8 @@ class Cluster:
     def _probe(self, place: Place) -> list[Operation]:
         server = self._servers.get(place)
         own = {slot for slot, owner in enumerate(self._slots) if owner is server}
-        return probe(probe_tag(own or range(HASH_SLOTS)))
+        tag = probe_tag(own or range(HASH_SLOTS))
+        return probe(tag, tag)
 
     def _away(self, server: Server, reason: str) -> None:
         self._look.set()
