@@ -16,6 +16,8 @@ from test_redis_authority import Replica, level, meter, replicas, told
 
 from edgegw.limits.words import Mode, Offer
 
+pytestmark = pytest.mark.system
+
 PATIENCE_S = 0.06  # no lease call may take longer, whatever happens to Redis
 BACK_WITHIN_S = 2.0
 

@@ -17,6 +17,8 @@ from edgegw.limits.meter import BY_CODE, Meter
 from edgegw.limits.redis.keys import hash_slot, meter_key
 from edgegw.limits.words import Mode
 
+pytestmark = pytest.mark.system
+
 # All that our user needs; docs/limits.md shows the same line.
 RIGHTS = (
     "~edgegw:* resetchannels -@all +eval +evalsha +time +hmget +hset +hdel +hgetall +del +pexpire +expire +expireat"
@@ -215,3 +217,12 @@ async def test_a_server_of_a_cluster_taken_for_a_single_one_says_so(redises: Hou
     async with replicas(f"redis://{HOST}:{nodes[0].port}") as (one,):
         assert (await one.lease(meter("day", tenant_of(nodes, 2)), 1, 1)).mode == Mode.LOCAL
         assert "CROSSSLOT" in str(one.authority.status().get("reasons")), one.authority.status()
+
+
+async def test_a_cluster_that_is_not_there(redises: House) -> None:
+    redis = redises.redis()
+    redis.kill()
+    async with replicas(f"redis+cluster://{HOST}:{redis.port}") as (one,):
+        assert (await one.lease(meter(), 1, 1)).mode == Mode.LOCAL
+        assert one.state == "away"
+        assert one.authority.away_s > 0.9

@@ -64,6 +64,7 @@ class RedisAuthority:
         self._replicas_seen: deque[int] = deque([1], maxlen=BEATS_REMEMBERED)
         self._told_away: set[Server] = set()
         self._started = asyncio.Event()
+        self._began_s = clock.now()
         self._caring: asyncio.Task[None] | None = None
         house = House(
             script,
@@ -82,14 +83,16 @@ class RedisAuthority:
 
     async def start(self) -> None:
         """Returns when Redis is there, or after a second without it."""
+        self._servers.start()
         try:
             async with asyncio.timeout(START_WITHIN_S):
-                await self._servers.start()
                 await self._started.wait()
         except TimeoutError:
             for server in self._servers.all():
                 if not server.here:
                     self._away(server, server.reason)
+            if not self._servers.all():
+                logger.warning("Redis is away (no node of the cluster answers): limits are kept by this replica alone")
         self._caring = asyncio.get_running_loop().create_task(self._care())
 
     async def close(self) -> None:
@@ -114,6 +117,8 @@ class RedisAuthority:
     def away_s(self) -> float:
         """For how long Redis, or a part of a cluster, has been away; 0 while all of it is there."""
         since = [server.away_since_s for server in self._servers.all() if not server.here]
+        if not self._started.is_set():
+            since.append(self._began_s)
         return max(0.0, self._clock.now() - min(since)) if since else 0.0
 
     def status(self) -> dict[str, Any]:
@@ -121,7 +126,7 @@ class RedisAuthority:
         away = {server.name: server.reason for server in self._servers.all() if not server.here}
         status: dict[str, Any] = {
             "authority": "redis",
-            "state": "away" if away or not self._started.is_set() else "exact",
+            "state": "away" if self.away_s else "exact",
             "replicas": self.replicas,
             "away_seconds": round(self.away_s, 3),
         }

@@ -8,6 +8,7 @@ the old master takes writes for seconds, which nobody else will ever see.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -29,13 +30,18 @@ class Sentinels:
         self._own = own
         self._login = login
         self._master_at: Place | None = None
+        self._announced: Place | None = None  # the newest, until it was tried
 
     async def listen(self, switched: Callable[[str], None]) -> None:
         """Calls `switched` with the reason when there is another master than that of the last `connect`. For ever."""
         await asyncio.gather(*(self._listen(place, switched) for place in self._places))
 
     async def connect(self) -> Connection:
-        """To the master. Raises OSError and RedisError."""
+        """To the master. Raises OSError and RedisError. After a switch not all sentinels know the new one at once."""
+        announced, self._announced = self._announced, None
+        if announced is not None:
+            with contextlib.suppress(OSError, RedisError):
+                return await self._master(announced)
         tried: set[Place] = set()
         fault: Exception = RedisError("no sentinel knows a master")
         async for found in as_they_come([self._named_by(place) for place in self._places]):
@@ -55,6 +61,7 @@ class Sentinels:
                 case [b"message", _, bytes(said)]:
                     service, _, _, host, port = said.decode().split(" ")
                     if service == self._service and self._master_at not in (None, Place(host, int(port))):
+                        self._announced = Place(host, int(port))
                         switched("the sentinels have chosen another master")
 
         while True:

@@ -135,7 +135,8 @@ class Server:
                 connection.abort()
 
     def leave(self, reason: str) -> None:
-        """It is not the right one any more: what led to it is asked again."""
+        """It is not the right one any more: what led to it is asked again, at once."""
+        self._steady_s = 0.0
         self._go_away("switched", reason)
 
     # -- what is to be asked --

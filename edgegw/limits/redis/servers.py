@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -22,13 +22,15 @@ logger = logging.getLogger("edgegw.limits")
 
 
 class Servers(Protocol):
-    def all(self) -> Iterable[Server]: ...
+    def all(self) -> Collection[Server]: ...
 
     def of(self, slot: int) -> Server | None:
         """Who counts what lies in a hash slot."""
         ...
 
-    async def start(self) -> None: ...
+    def start(self) -> None:
+        """Begins to look for them."""
+        ...
 
     async def close(self) -> None: ...
 
@@ -58,13 +60,13 @@ class OneServer:
             find = partial(connect, place, login)
         self._server = Server(str(address), house, find, partial(probe, b"edgegw:", b"edgegw:{probe}:"))
 
-    def all(self) -> Iterable[Server]:
+    def all(self) -> Collection[Server]:
         return (self._server,)
 
     def of(self, slot: int) -> Server | None:
         return self._server
 
-    async def start(self) -> None:
+    def start(self) -> None:
         self._server.start()
         if self._sentinels is not None:
             self._listening = asyncio.get_running_loop().create_task(self._sentinels.listen(self._server.leave))
@@ -96,14 +98,13 @@ class Cluster:
         self._reading: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
-    def all(self) -> Iterable[Server]:
+    def all(self) -> Collection[Server]:
         return self._servers.values()
 
     def of(self, slot: int) -> Server | None:
         return self._slots[slot]
 
-    async def start(self) -> None:
-        await self._read()
+    def start(self) -> None:
         self._reading = asyncio.get_running_loop().create_task(self._keep_reading())
 
     async def close(self) -> None:
