@@ -124,7 +124,7 @@ class Run:
     async def rest(self) -> None:
         """No new requests, and none under way."""
         self.going.clear()
-        while self.busy:
+        while self.busy:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
 
@@ -173,7 +173,7 @@ async def kill_and_look(
 async def respawned(gateways: Sequence[Gateway]) -> None:
     async with asyncio.timeout(20):
         for gateway in gateways:
-            while len(gateway.processes()["workers"]) < WORKERS // len(gateways):
+            while len(gateway.processes()["workers"]) < WORKERS // len(gateways):  # noqa: ASYNC110
                 await asyncio.sleep(LOOK_S)
 
 
