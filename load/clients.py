@@ -63,17 +63,27 @@ def post(credential: str | None, body: bytes, path: str = "/v1/chat/completions"
 
 
 class Client:
-    """One connection, opened when it is needed."""
+    """One connection, opened when it is needed. `again`: a request that finds its used connection closed is sent once
+    more on a new one, as most clients do."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, again: bool = False) -> None:
         self.port = port
+        self._again = again
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, request: bytes) -> Seen:
         """Raises BrokenError; the next request opens a new connection."""
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):
-                return await self._ask(request)
+                used = self._streams is not None
+                try:
+                    return await self._ask(request)
+                except (ConnectionError, asyncio.IncompleteReadError) as error:
+                    begun = isinstance(error, asyncio.IncompleteReadError) and error.partial
+                    if begun or not (self._again and used):
+                        raise
+                    self.close()
+                    return await self._ask(request)
         except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:  # TimeoutError is an OSError
             self.close()
             raise BrokenError(f"{type(error).__name__}: {error}") from error
