@@ -77,6 +77,10 @@ class Books:
         if redis is None:
             self.late_s = SAVE_EVERY_S
 
+    def close(self) -> None:
+        if self._redis is not None:
+            self._redis.close()
+
     def taken(self) -> tuple[int, int | None]:
         """Slots: None where they are not to be read."""
         if self._redis is not None:
@@ -101,25 +105,28 @@ class Run:
     apart: int = 0  # replies under limits that were not exact
 
     async def client(self, port: int) -> None:
-        client = Client(port)
-        while True:
-            await self.going.wait()
-            self.busy += 1
-            try:
-                seen = await client.ask(REQUEST)
-            except BrokenError:
-                self.broken += 1
-                await asyncio.sleep(0.01)
-                continue
-            finally:
-                self.busy -= 1
-            self.answered += seen.status == 200
-            self.refused += seen.status == 429
-            self.apart += "x-edgegw-limits" in seen.headers
-            if seen.status == 429:
-                await asyncio.sleep(0.02)
-            elif seen.status != 200:
-                self.other.append(f"{seen.status}: {seen.body!r:.200}")
+        with contextlib.closing(Client(port)) as client:
+            while True:
+                await self.going.wait()
+                await self._one(client)
+
+    async def _one(self, client: Client) -> None:
+        self.busy += 1
+        try:
+            seen = await client.ask(REQUEST)
+        except BrokenError:
+            self.broken += 1
+            await asyncio.sleep(0.01)
+            return
+        finally:
+            self.busy -= 1
+        self.answered += seen.status == 200
+        self.refused += seen.status == 429
+        self.apart += "x-edgegw-limits" in seen.headers
+        if seen.status == 429:
+            await asyncio.sleep(0.02)
+        elif seen.status != 200:
+            self.other.append(f"{seen.status}: {seen.body!r:.200}")
 
     async def rest(self) -> None:
         """No new requests, and none under way."""
@@ -201,6 +208,8 @@ async def play(
         for task in clients:
             task.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
+        await asyncio.sleep(0.01)  # connections close
+        books.close()
     admitted, limit = simulator.stats()["requests"], limit_of(kills)
     longest_s = max(times, default=0.0)
     bars = [

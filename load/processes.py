@@ -39,6 +39,8 @@ __all__ = [
     "plane",
     "port_of",
     "settings",
+    "start_gateway",
+    "start_simulator",
     "started",
 ]
 

@@ -30,9 +30,6 @@ from load.processes import HOST, Gateway, Ground, Redis, Slow, credential, groun
 from load.tables import table
 
 REPLICAS = 3
-BEFORE_S = 3.0  # the tenant at its limit has used up its minute, and all is calm
-FAULT_S = 3.0
-AFTER_S = 2.5
 WAIT_MS_MAX = 60.0
 BACK_S_MAX = 2.0
 PAUSE_S = 0.08  # of a client between two requests: some 150 a second altogether
@@ -40,6 +37,15 @@ LIMITS = {"calm": 6_000_000, "greedy": 1_200}
 MODEL = "sim-tokens-5"
 TEXT = "How are you?"
 LOOK_S = 0.04
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds of each fault. Before it the tenant at its limit uses up its minute."""
+
+    before_s: float = 3.0
+    fault_s: float = 3.0
+    after_s: float = 2.5
 
 
 # -- the faults: entering the block brings one about, leaving it ends it; Redis is back when the block has been left --
@@ -136,32 +142,37 @@ class Watch:
 
 
 async def want(tenant: str, port: int, watch: Watch, dice: random.Random) -> None:
-    client, request = Client(port), chat(credential(tenant), MODEL, TEXT, max_tokens=5)
+    request = chat(credential(tenant), MODEL, TEXT, max_tokens=5)
     await asyncio.sleep(PAUSE_S * dice.random())
-    while True:
-        sent_s = time.monotonic()
-        try:
-            seen = await client.ask(request)
-        except BrokenError as error:
-            watch.replies.append(Reply(tenant, 0, sent_s, time.monotonic(), 0.0, 0, "", str(error)))
-            await asyncio.sleep(PAUSE_S)
-            continue
-        answered = seen.status == 200
-        used = seen.json["usage"]["total_tokens"] if answered else 0
-        wait_s = seen.own_s if answered else seen.took_s
-        mode = seen.headers.get("x-edgegw-limits", "")
-        what = "" if seen.status in (200, 429) else f"{seen.body!r:.200}"
-        watch.replies.append(Reply(tenant, seen.status, seen.sent_s, seen.ended_s, wait_s, used, mode, what))
-        await asyncio.sleep(PAUSE_S * dice.uniform(0.7, 1.3))
+    with contextlib.closing(Client(port)) as client:
+        while True:
+            watch.replies.append(await one_reply(tenant, client, request))
+            await asyncio.sleep(PAUSE_S * dice.uniform(0.7, 1.3))
+
+
+async def one_reply(tenant: str, client: Client, request: bytes) -> Reply:
+    sent_s = time.monotonic()
+    try:
+        seen = await client.ask(request)
+    except BrokenError as error:
+        return Reply(tenant, 0, sent_s, time.monotonic(), 0.0, 0, "", str(error))
+    answered = seen.status == 200
+    used = seen.json["usage"]["total_tokens"] if answered else 0
+    wait_s = seen.own_s if answered else seen.took_s
+    mode = seen.headers.get("x-edgegw-limits", "")
+    what = "" if seen.status in (200, 429) else f"{seen.body!r:.200}"
+    return Reply(tenant, seen.status, seen.sent_s, seen.ended_s, wait_s, used, mode, what)
 
 
 async def look(gateways: Sequence[Gateway], watch: Watch) -> None:
-    clients = [Client(int(gateway.admin_url.rpartition(":")[2])) for gateway in gateways]
     request = b"GET /readyz HTTP/1.1\r\nhost: gateway\r\n\r\n"
-    while True:
-        seen = await asyncio.gather(*(client.ask(request) for client in clients))
-        watch.states.append((time.monotonic(), tuple(one.json["limits"]["state"] for one in seen)))
-        await asyncio.sleep(LOOK_S)
+    with contextlib.ExitStack() as stack:
+        ports = [int(gateway.admin_url.rpartition(":")[2]) for gateway in gateways]
+        clients = [stack.enter_context(contextlib.closing(Client(port))) for port in ports]
+        while True:
+            seen = await asyncio.gather(*(client.ask(request) for client in clients))
+            watch.states.append((time.monotonic(), tuple(one.json["limits"]["state"] for one in seen)))
+            await asyncio.sleep(LOOK_S)
 
 
 @dataclass(slots=True)
@@ -181,8 +192,14 @@ class Row:
     missed: list[str]
 
 
-async def case(
-    case: Case, number: int, redis: Redis, gateways: Sequence[Gateway], seed: int, promoted: Promoted = None
+async def lived_through(
+    case: Case,
+    number: int,
+    redis: Redis,
+    gateways: Sequence[Gateway],
+    seed: int,
+    promoted: Promoted = None,
+    pace: Pace = Pace(),
 ) -> Row:
     """One fault. `promoted`: what to wait for at its end, when another server takes over."""
     watch = Watch()
@@ -194,18 +211,19 @@ async def case(
             dice = random.Random(f"{seed}/{number}/{at}/{client}")
             tasks.append(asyncio.create_task(want(name, port_of(gateway), watch, dice)))
     try:
-        await asyncio.sleep(BEFORE_S)
+        await asyncio.sleep(pace.before_s)
         fault_s = time.monotonic()
         async with case.fault(redis):
-            await asyncio.sleep(FAULT_S)
+            await asyncio.sleep(pace.fault_s)
         returned_s = time.monotonic()
         if promoted is not None:
             returned_s = await promoted()
-        await asyncio.sleep(AFTER_S)
+        await asyncio.sleep(pace.after_s)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.01)  # connections close
     return judged(case, watch, names[1], len(gateways), began_s, fault_s, returned_s)
 
 
@@ -271,11 +289,13 @@ def configured(under: Ground, url: str, cases: int, replicas: int) -> list[dict[
     return [settings(under.simulator, tenants(cases), redis_url=url)] * replicas
 
 
-async def on_one_server(cases: Sequence[Case], replicas: int, seed: int) -> list[Row]:
+async def on_one_server(cases: Sequence[Case], replicas: int, seed: int, pace: Pace = Pace()) -> list[Row]:
     with ground() as under:
         redis = under.redises.redis()
         with started(under.directory, configured(under, redis.url, len(cases), replicas)) as gateways:
-            return [await case(one, number, redis, gateways, seed) for number, one in enumerate(cases)]
+            return [
+                await lived_through(one, number, redis, gateways, seed, pace=pace) for number, one in enumerate(cases)
+            ]
 
 
 async def through_a_proxy(replicas: int, seed: int) -> list[Row]:
@@ -292,7 +312,7 @@ async def through_a_proxy(replicas: int, seed: int) -> list[Row]:
             with contextlib.ExitStack() as stack:
                 each = configured(under, slow.url, 1, replicas)
                 gateways = await asyncio.to_thread(stack.enter_context, started(under.directory, each))
-                return [await case(Case("200 ms slow", slowed), 0, redis, gateways, seed)]
+                return [await lived_through(Case("200 ms slow", slowed), 0, redis, gateways, seed)]
 
 
 async def behind_sentinels(replicas: int, seed: int) -> list[Row]:
@@ -319,7 +339,9 @@ async def behind_sentinels(replicas: int, seed: int) -> list[Row]:
         with started(under.directory, configured(under, house.url, 1, replicas)) as gateways:
             watching = asyncio.create_task(watch_promotion())
             return [
-                await case(Case("failed over by Sentinel", master_killed), 0, house.master, gateways, seed, promoted)
+                await lived_through(
+                    Case("failed over by Sentinel", master_killed), 0, house.master, gateways, seed, promoted
+                )
             ]
 
 
