@@ -1,8 +1,9 @@
-"""One meter while Redis is away: what this replica may grant by itself, and what it will owe for that.
+"""One meter while Redis is away: what this replica may grant by itself, and what Redis is to be told of that.
 
 Its share is the limit divided by the replicas last seen, and begins with the same share of what was left when Redis
-was last heard. What it grants becomes a debt that its share's refill pays, as Redis refills meanwhile too; the rest is
-charged when Redis is back. Slots are not owed: whoever has them says so.
+was last heard. Redis refills while it is away, and so would this share have done if nothing had been granted from it:
+how much less is left of it is what Redis does not know yet. (So a share that is full again owes nothing, as Redis was
+full too, and one that spent its refill owes that.) Slots are not owed: whoever has them says so.
 
 Pure. `now_s` are seconds of the meter's own clock: Unix time for windows, else monotonic.
 """
@@ -14,7 +15,7 @@ from edgegw.limits.meter import Measure
 
 
 class Absence:
-    __slots__ = ("_lent", "_owed", "_replicas", "_stock")
+    __slots__ = ("_lent", "_replicas", "_stock", "_untouched", "unpaid")
 
     def __init__(self, measure: Measure, limit: int, replicas: int, left: int | None, now_s: float) -> None:
         """`left`: what should be left for everybody by now; None when that was never heard."""
@@ -22,7 +23,8 @@ class Absence:
         share = self._share(limit)
         level = None if left is None else max(0, left) // self._replicas
         self._stock = stock(measure, share, now_s, level)
-        self._owed = stock(measure, share, now_s)
+        self._untouched = stock(measure, share, now_s, level)
+        self.unpaid = 0  # was admitted by workers, unasked, and the share did not have it
         self._lent = 0
 
     def limit(self, limit: int, now_s: float) -> None:
@@ -30,7 +32,7 @@ class Absence:
         share = self._share(limit)
         if share != self._stock.limit:
             self._stock.resize(share, now_s)
-            self._owed.resize(share, now_s)
+            self._untouched.resize(share, now_s)
 
     def take(self, need: int, want: int, now_s: float) -> int:
         """At most `want`, at least `need`, or nothing. A request larger than the share passes when the share is full,
@@ -40,19 +42,20 @@ class Absence:
         if not granted and need > own.limit > 0 and own.full(now_s):
             granted = need
             own.give(-need, now_s)
-        self._owed.give(-granted, now_s)
         return granted
 
     def give(self, tokens: int, now_s: float) -> int:
-        """Comes back unused (negative: was used without a lease). Returns what of it was not granted here."""
+        """Comes back unused, whoever granted it (negative: was used without a lease). Returns what the share has no
+        room for: that is Redis's."""
         if tokens > 0:
             uncounted = min(tokens, self._lent)
             self._lent -= uncounted
             tokens -= uncounted
+            tokens, over = self._room(tokens, now_s)
+        else:
+            over = 0
         self._stock.give(tokens, now_s)
-        paid = min(tokens, max(0, self.owed(now_s)))
-        self._owed.give(paid, now_s)
-        return tokens - paid
+        return over
 
     def lend(self, tokens: int) -> None:
         """Granted without being counted, so that what of it comes back is not counted either."""
@@ -60,8 +63,8 @@ class Absence:
 
     def spent(self, tokens: int, now_s: float) -> None:
         """Was admitted by a worker, unasked."""
+        self.unpaid += tokens - min(tokens, max(0, self._stock.level(now_s)))
         self._stock.drain(tokens, now_s)
-        self._owed.give(-tokens, now_s)
 
     def level(self, now_s: float) -> int:
         return self._stock.level(now_s)
@@ -74,8 +77,13 @@ class Absence:
         return self._stock.resets_s(now_s)
 
     def owed(self, now_s: float) -> int:
-        """What was granted here and is not paid by the refill."""
-        return self._owed.limit - self._owed.level(now_s)
+        """What was granted here and Redis does not know; below zero: what came back of what Redis had granted."""
+        return self._untouched.level(now_s) - self._stock.level(now_s)
+
+    def _room(self, tokens: int, now_s: float) -> tuple[int, int]:
+        """How much of what comes back fits in, and how much does not."""
+        fits = max(0, min(tokens, self._stock.limit - self._stock.level(now_s)))
+        return fits, tokens - fits
 
     def _share(self, limit: int) -> int:
         return max(min(1, limit), limit // self._replicas)

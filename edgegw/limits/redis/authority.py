@@ -247,7 +247,8 @@ class RedisAuthority:
         if tab.counts_slots:
             tab.touch = True
         elif absence is not None:
-            tab.drain += max(0, absence.owed(self._now_s(tab)))
+            tab.given(-absence.owed(self._now_s(tab)))  # in full: who was back before us may have taken it
+            tab.drain += absence.unpaid
         server.tell(tab)
 
     def _away(self, server: Server, reason: str) -> None:
