@@ -211,7 +211,7 @@ class Accounts:
             and account.local is not None
             and account.local.full(now_s)
         ):
-            account.come_back()  # a minute's rest: by now the authority has refilled what was admitted here
+            account.come_back(now_s)  # a minute's rest: by now the authority has refilled what was admitted here
         rests = account.idle(now_s) and account.asked_s is None and account.local is None and not account.waiters
         if not self._open:
             return not rests
@@ -292,10 +292,11 @@ class Accounts:
     def _recover(self) -> None:
         """The authority is there: it is told what was admitted without it."""
         self.degraded = False
+        now_s = self._clock.now()
         for account in self._leases.known.values():
             if account.local is None and not account.charged:
                 continue
-            charged = account.come_back()
+            charged = account.come_back(now_s)
             if account.shape is _SLOTS:  # still in use, or given back already: an exact count either way
                 self._tally[account.place] += charged
                 account.followed = True
