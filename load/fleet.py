@@ -5,7 +5,7 @@ What a request uses is known beforehand: asked of the simulator itself, found ag
 the simulator's own sum. From the replies' times follow
 
 - the overshoot: what was admitted by some moment beyond a full bucket and its refill until then, at the worst moment;
-- the settle error, which is all that it may be: what requests in flight used beyond what was reserved for them;
+- the settle error, which is all that it may be: what requests in flight at that moment used beyond what was reserved;
 - the share of the limit that was used.
 
 Exit code 1 when a bar is missed.
@@ -19,7 +19,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import uvloop
@@ -137,13 +137,16 @@ class Report:
 # -- what was admitted, and what might have been --
 
 
-def overshoot(admitted: Sequence[Admitted], limit: int, since_s: float) -> float:
-    """The most that was admitted beyond a bucket that was full at `since_s` and refills since then."""
-    most, used = 0.0, 0
+def worst_moment(admitted: Sequence[Admitted], limit: int, since_s: float) -> tuple[float, float]:
+    """The most that was admitted beyond a bucket that was full at `since_s` and refills since then (below zero: within
+    it), and when."""
+    most, at_s, used = -float(limit), since_s, 0
     for one in sorted(admitted, key=lambda one: one.ended_s):
         used += one.used
-        most = max(most, used - limit - limit * (one.ended_s - since_s) / MINUTE_S)
-    return most
+        beyond = used - limit - limit * (one.ended_s - since_s) / MINUTE_S
+        if beyond > most:
+            most, at_s = beyond, one.ended_s
+    return most, at_s
 
 
 def worst_minute(admitted: Sequence[Admitted]) -> int:
@@ -159,18 +162,10 @@ def worst_minute(admitted: Sequence[Admitted]) -> int:
     return most
 
 
-def most_at_once(spans: Iterable[tuple[float, float]]) -> int:
-    steps = sorted(step for begin, end in spans for step in ((begin, 1), (end, -1)))
-    most = now = 0
-    for _, step in steps:
-        now += step
-        most = max(most, now)
-    return most
-
-
-def settle_error(demand: Demand, uses: Sequence[int], record: Record, dice: random.Random) -> int:
-    """What requests in flight, or ended so lately that not all replicas know, may have used beyond what was reserved:
-    by the gateway's own estimator, fed with the tenant's mix for as long as it takes to see its worst guesses."""
+def settle_error(demand: Demand, uses: Sequence[int], record: Record, at_s: float, dice: random.Random) -> int:
+    """What requests in flight at a moment, or ended so lately that not all replicas know, may have used beyond what was
+    reserved: by the gateway's own estimator, fed with the tenant's mix for as long as it takes to see its worst
+    guesses."""
     estimator = TokenEstimator()
     bodies = [
         chat("", demand.model, kind.text, max_tokens=kind.answer_max).partition(b"\r\n\r\n")[2] for kind in demand.kinds
@@ -181,7 +176,7 @@ def settle_error(demand: Demand, uses: Sequence[int], record: Record, dice: rand
         kind, used, body = demand.kinds[number], uses[number], bodies[number]
         worst = max(worst, used - estimator.estimate("t", demand.model, body, kind.answer_max))
         estimator.learn("t", demand.model, body, used - kind.answer_max, kind.answer_max)
-    return worst * most_at_once((one.sent_s, one.ended_s + TOLD_WITHIN_S) for one in record.admitted)
+    return worst * sum(one.sent_s <= at_s <= one.ended_s + TOLD_WITHIN_S for one in record.admitted)
 
 
 # -- the clients --
@@ -289,14 +284,14 @@ def row(
         since_s = min((one.sent_s for one in record.admitted), default=began_s)
         ended_s = max(until_s, max((one.ended_s for one in record.admitted), default=until_s))
         allowed = int(limit + limit * (ended_s - since_s) / MINUTE_S)
-        beyond = overshoot(record.admitted, limit, since_s)
+        beyond, at_s = worst_moment(record.admitted, limit, since_s)
         if demand.measure == "tokens_per_minute":
-            error = settle_error(demand, uses, record, random.Random(seed))
+            error = settle_error(demand, uses, record, at_s, random.Random(seed))
     else:
         beyond = at_once - limit
     share = at_once / limit if demand.measure == "concurrent_requests" else used / allowed
     bars: list[tuple[bool, Callable[[], str]]] = [
-        (beyond <= error, lambda: f"{beyond:.1f} beyond the limit, {error} may be"),
+        (beyond <= max(0, error), lambda: f"{beyond:.1f} beyond the limit, {error} may be"),
         (share >= SHARE_MIN, lambda: f"{share:.1%} of the limit used, not {SHARE_MIN:.0%}"),
         (not record.failed, lambda: f"{len(record.failed)} requests failed"),
     ]
