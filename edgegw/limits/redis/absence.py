@@ -1,8 +1,8 @@
 """One meter while Redis is away: what this replica may grant by itself, and what it will owe for that.
 
 Its share is the limit divided by the replicas last seen, and begins with the same share of what was left when Redis
-was last heard. What it grants becomes a debt that its share's refill pays, as Redis refills meanwhile too; the rest is
-charged when Redis is back. Slots are not owed: whoever has them says so.
+was last heard. When Redis is back it is charged the difference between what this share would be if nobody had touched
+it, which is what Redis has, and what it is. Slots are not owed: whoever has them says so.
 
 Pure. `now_s` are seconds of the meter's own clock: Unix time for windows, else monotonic.
 """
@@ -14,7 +14,7 @@ from edgegw.limits.meter import Measure
 
 
 class Absence:
-    __slots__ = ("_lent", "_owed", "_replicas", "_stock")
+    __slots__ = ("_beyond", "_lent", "_replicas", "_stock", "_untouched")
 
     def __init__(self, measure: Measure, limit: int, replicas: int, left: int | None, now_s: float) -> None:
         """`left`: what should be left for everybody by now; None when that was never heard."""
@@ -22,7 +22,8 @@ class Absence:
         share = self._share(limit)
         level = None if left is None else max(0, left) // self._replicas
         self._stock = stock(measure, share, now_s, level)
-        self._owed = stock(measure, share, now_s)
+        self._untouched = stock(measure, share, now_s, level)  # what Redis has by now, for all that it was told
+        self._beyond = 0  # was admitted although nothing was there
         self._lent = 0
 
     def limit(self, limit: int, now_s: float) -> None:
@@ -30,7 +31,7 @@ class Absence:
         share = self._share(limit)
         if share != self._stock.limit:
             self._stock.resize(share, now_s)
-            self._owed.resize(share, now_s)
+            self._untouched.resize(share, now_s)
 
     def take(self, need: int, want: int, now_s: float) -> int:
         """At most `want`, at least `need`, or nothing. A request larger than the share passes when the share is full,
@@ -40,7 +41,6 @@ class Absence:
         if not granted and need > own.limit > 0 and own.full(now_s):
             granted = need
             own.give(-need, now_s)
-        self._owed.give(-granted, now_s)
         return granted
 
     def give(self, tokens: int, now_s: float) -> int:
@@ -49,10 +49,10 @@ class Absence:
             uncounted = min(tokens, self._lent)
             self._lent -= uncounted
             tokens -= uncounted
+        not_ours = max(0, tokens - max(0, self.owed(now_s)))
         self._stock.give(tokens, now_s)
-        paid = min(tokens, max(0, self.owed(now_s)))
-        self._owed.give(paid, now_s)
-        return tokens - paid
+        self._untouched.give(not_ours, now_s)
+        return not_ours
 
     def lend(self, tokens: int) -> None:
         """Granted without being counted, so that what of it comes back is not counted either."""
@@ -60,8 +60,8 @@ class Absence:
 
     def spent(self, tokens: int, now_s: float) -> None:
         """Was admitted by a worker, unasked."""
+        self._beyond += tokens - max(0, min(tokens, self._stock.level(now_s)))
         self._stock.drain(tokens, now_s)
-        self._owed.give(-tokens, now_s)
 
     def level(self, now_s: float) -> int:
         return self._stock.level(now_s)
@@ -74,8 +74,8 @@ class Absence:
         return self._stock.resets_s(now_s)
 
     def owed(self, now_s: float) -> int:
-        """What was granted here and is not paid by the refill."""
-        return self._owed.limit - self._owed.level(now_s)
+        """What Redis has to be told was used. While it was full, what was used has been refilled; else it was not."""
+        return self._untouched.level(now_s) - self._stock.level(now_s) + self._beyond
 
     def _share(self, limit: int) -> int:
         return max(min(1, limit), limit // self._replicas)
