@@ -16,6 +16,7 @@ REPLICAS = (1, 10, 100, 1000)
 # What happens, as fields of the plan.
 FAULTS: dict[str, dict[str, float | str | bool]] = {
     "none": {},
+    "1 packet of 10,000 lost": {"packets_lost": 1e-4},
     "workers crash": {"worker_crashes": 20},
     "replicas die": {"replica_deaths": 6},
     "control processes crash": {"control_crashes": 10},

@@ -39,7 +39,7 @@ class Faults:
                 self._now_and_then(fault, a_minute)
         if plan.partition_share or plan.redis_away_s:
             self._loop.call_at(STARTED_S + FIRST_S, self._every_minute)
-        self._fleet.redis.slow_s = plan.redis_slow_s
+        self._fleet.redis.slow_s, self._fleet.redis.lost = plan.redis_slow_s, plan.packets_lost
 
     def _now_and_then(self, fault: Callable[[], None], a_minute: float) -> None:
         def strike() -> None:

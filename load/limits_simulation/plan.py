@@ -32,6 +32,7 @@ class Plan:
     partition_s: float = 0.0
     redis_away_s: float = 0.0  # once a minute, killed, data kept
     redis_loses_data: bool = False
+    packets_lost: float = 0.0  # share of those between replicas and Redis
     redis_slow_s: float = 0.0  # added to each way, always
     without_redis: WithoutRedis = "local"
     record: int = 0  # calls to keep for replay.py

@@ -19,8 +19,7 @@ from load.limits_simulation.wire import End, connect
 
 ONE_WAY_S = 0.0004  # between two machines of one region; half of a round trip
 JITTER_S = 0.0002  # mean of what is added to it
-SPIKE_SHARE = 1e-5  # of messages: one packet lost, sent again after the least retransmission time of TCP
-SPIKE_S = 0.2
+LOST_S = 0.2  # a packet that was lost is sent again after the least retransmission time of TCP
 RETRANSMIT_S = 1.0  # after a partition what was held back comes within so long
 HOLD_BACK_MAX_S = 3600.0  # "for as long as we know"
 
@@ -41,7 +40,8 @@ class VirtualRedis:
         self.calls = 0
         self.operations: Counter[str] = Counter()
         self.up = True
-        self.slow_s = 0.0  # added to every answer
+        self.slow_s = 0.0  # added to every message
+        self.lost = 0.0  # share of the packets
         self.recorded: list[Recorded] = []
         self._record_max = record_max
         self._loop = loop
@@ -80,8 +80,8 @@ class VirtualRedis:
     def delay(self, replica: str) -> float:
         dice = self._dice
         delay_s = ONE_WAY_S + dice.expovariate(1 / JITTER_S)
-        if dice.random() < SPIKE_SHARE:
-            delay_s += SPIKE_S
+        if self.lost and dice.random() < self.lost:
+            delay_s += LOST_S
         if self._cut_until_s:
             held_s = self._cut_until_s.get(replica, 0.0) - self._loop.time()
             if held_s > 0:
