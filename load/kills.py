@@ -29,8 +29,7 @@ from typing import Literal
 import msgspec
 import uvloop
 
-from edgegw.limits.authority import Remembered
-from edgegw.limits.memory_file import FILE_NAME, SAVE_EVERY_S
+from edgegw.limits.memory_file import FILE_NAME, SAVE_EVERY_S, Memory
 from edgegw.limits.meter import BY_CODE, Meter
 from edgegw.limits.redis.keys import meter_key
 from edgegw.tokens import BYTES_PER_TOKEN
@@ -86,7 +85,7 @@ class Books:
         if self._redis is not None:
             return tuple(int(self._redis.do("HGET", meter_key(meter), "used") or 0) for meter in (DAY, SLOTS))  # type: ignore[return-value]
         with contextlib.suppress(FileNotFoundError):
-            for kept in msgspec.msgpack.decode(self._file.read_bytes(), type=list[Remembered]):
+            for kept in msgspec.msgpack.decode(self._file.read_bytes(), type=Memory).stocks:
                 if kept.meter == DAY.id:
                     return kept.limit - kept.level, None
         return 0, None
@@ -296,8 +295,10 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", help="all figures")
     given = parser.parse_args()
     kinds: list[Kind] = [given.authority] if given.authority else ["redis", "memory"]
-    reports = [run(kind, given.kills, given.seed) for kind in kinds]
-    print(shown(reports))
+    reports = []
+    for kind in kinds:
+        reports.append(run(kind, given.kills, given.seed))  # noqa: PERF401
+        print(shown(reports[-1:]), end="\n\n", flush=True)
     if given.json:
         with open(given.json, "w", encoding="utf-8") as file:
             json.dump([asdict(one) for one in reports], file, indent=1)

@@ -25,7 +25,7 @@ FILE_NAME = "limits.state"
 logger = logging.getLogger("edgegw.limits")
 
 
-class _Memory(Struct, array_like=True):
+class Memory(Struct, array_like=True):
     """`complete`: written as the control process left, so that no worker remembers better."""
 
     complete: bool
@@ -45,7 +45,7 @@ class MemoryFile:
     def load(self) -> None:
         """Into the authority, before anybody asks it."""
         try:
-            memory = msgspec.msgpack.decode(self._path.read_bytes(), type=_Memory)
+            memory = msgspec.msgpack.decode(self._path.read_bytes(), type=Memory)
             self._authority.restore(memory.stocks, complete=memory.complete)
             self._saved = bool(memory.stocks)
             self.save()  # it is complete no longer
@@ -65,7 +65,7 @@ class MemoryFile:
         kept = self._authority.remember(self._unspent())
         if not kept and not self._saved and not leaving:
             return
-        data = msgspec.msgpack.encode(_Memory(leaving, kept))
+        data = msgspec.msgpack.encode(Memory(leaving, kept))
         new = self._path.with_suffix(".new")
         try:
             new.write_bytes(data)
