@@ -297,7 +297,7 @@ def main() -> int:
     kinds: list[Kind] = [given.authority] if given.authority else ["redis", "memory"]
     reports = []
     for kind in kinds:
-        reports.append(run(kind, given.kills, given.seed))  # noqa: PERF401
+        reports.append(run(kind, given.kills, given.seed))
         print(shown(reports[-1:]), end="\n\n", flush=True)
     if given.json:
         with open(given.json, "w", encoding="utf-8") as file:
