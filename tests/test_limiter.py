@@ -131,11 +131,12 @@ async def test_use_is_topped_up_ahead_of_need(bench: Bench) -> None:
     """From the second tenth of a second on, that is; the first could be of a lone request."""
     for _ in range(2):
         task = await bench.ask(10)
-        bench.offer(30, 4000)
+        bench.offer(10, 4000)
         await task
         bench.checks()
     asked = bench.hand.take_sent()[-1:]
-    bench.offer(50, 4000)
+    assert asked == [Want(T, 60, 0, 0)]
+    bench.offer(60, 4000)
     for _ in range(60):
         assert bench.now(5) is not None, "no request ever has to wait"
         bench.checks()

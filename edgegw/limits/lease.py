@@ -21,7 +21,8 @@ from edgegw.limits.words import Offer
 CHECK_EVERY_S = 0.1  # how often a lease in use looks at itself: ten small sums a second, and idle means seen idle
 IDLE_S = 0.25  # unused for so long (seen at the next check): all of it goes back
 RATE_MEMORY_S = 0.5  # time constant of the recent rate: follows a burst within a few checks, forgets it as fast
-HORIZON_S = 2.0  # a lease should last so long at the recent rate, half of it before it is topped up: one ask a second
+HORIZON_S = 2.0  # a lease should last so long at the recent rate
+LOW_WATER_SHARE = 4  # and is topped up when a quarter is left: an ask in 1.5 s, and half a second for the answer
 LIMIT_SHARE = 100  # a lease aims at 1/100 of the limit at most and gives back above twice that: 2 % at most lie idle
 REMAINING_SHARE = 8  # and at 1/8 of what is left, so that the last tokens of a minute lie where everybody can take them
 LONE_CHECKS = 1  # so many checks that saw use make no lease yet: a lone request takes what it needs, and is gone
@@ -184,7 +185,7 @@ class Lease:
             return
         remaining = max(0, self.remaining_at(now_s))
         self.target = min(int(self.rate * HORIZON_S), self.limit // LIMIT_SHARE, remaining // REMAINING_SHARE)
-        self.low_water = self.target // 2
+        self.low_water = self.target // LOW_WATER_SHARE
 
     # -- while the authority is away --
 

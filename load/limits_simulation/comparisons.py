@@ -30,6 +30,7 @@ FAULTS: dict[str, dict[str, float | str | bool]] = {
 
 LEASES: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("HORIZON_S", (0.5, 1.0, 4.0)),
+    ("LOW_WATER_SHARE", (2, 16)),
     ("LIMIT_SHARE", (20, 1000)),
     ("REMAINING_SHARE", (2, 32)),
     ("IDLE_S", (0.1, 1.0)),
