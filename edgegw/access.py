@@ -41,9 +41,9 @@ def credential_of(headers: Mapping[bytes, bytes]) -> bytes:
         token = authorization[7:].lstrip(b" ")
     else:
         scheme, _, token = authorization.partition(b" ")
-        token = token.lstrip(b" ")
-        if scheme.lower() != b"bearer" or not token:
-            raise _unauthorized(f"The Authorization header holds no key. {_HOW_TO}")
+        token = token.lstrip(b" ") if scheme.lower() == b"bearer" else b""
+    if not token:
+        raise _unauthorized(f"The Authorization header holds no key. {_HOW_TO}")
     if api_key and api_key != token:
         raise _unauthorized("The Authorization and x-api-key headers hold different keys. Send one of them.")
     return token

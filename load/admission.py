@@ -22,6 +22,7 @@ from edgegw.limits.words import Offer, Want
 from edgegw.tokens import TokenEstimator
 
 ROUNDS = 30
+WARM_S = 1.0
 CALLS = 5_000  # per round
 TENANTS = 100
 LIMIT = 600_000_000
@@ -95,14 +96,16 @@ async def main() -> int:
     names = [f"tenant-{number}" for number in range(TENANTS)]
     missed = 0
 
-    def filled(key_id: str | None) -> list[Allowance]:
-        """Of each tenant, with much in hand, as in the midst of steady use."""
-        allowances = [limiter.allowance(name, key_id, "gpt-5-mini") for name in names]
-        for account in {account for allowance in allowances for account in allowance.accounts}:
-            channel.grant(account.meter, 5_000_000)
-        return allowances
+    def allowances(key_id: str | None) -> list[Allowance]:
+        return [limiter.allowance(name, key_id, "gpt-5-mini") for name in names]
 
-    single, several = filled(None), filled("k1")
+    single, several = allowances(None), allowances("k1")
+    warm_s = clock.now() + WARM_S  # until there are leases, as in the midst of steady use
+    while clock.now() < warm_s:
+        for allowance in (*single, *several):
+            for _ in range(10):
+                (limiter.reserve_now(allowance, 600) or await limiter.reserve(allowance, 600)).settle(250)
+        await asyncio.sleep(0)
 
     def reserve_and_settle(key_id: str | None) -> Callable[[int], None]:
         def call(number: int) -> None:

@@ -61,13 +61,13 @@ async def test_back_and_charged() -> None:
     assert house.authority.level(T) == 600, "never above the brim"
 
 
-async def test_what_was_admitted_meanwhile_makes_no_debt() -> None:
+async def test_what_was_admitted_meanwhile_is_a_debt_where_others_had_taken_it() -> None:
     house = House()
     await house.authority.lease(T, 500, 500)
     house.authority.spent(T, 70)
     assert house.authority.level(T) == 30
     house.authority.spent(T, 70)
-    assert house.authority.level(T) == 0
+    assert house.authority.level(T) == -40
 
 
 async def test_a_new_limit_holds_at_once_and_forgets_nothing() -> None:

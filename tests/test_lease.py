@@ -142,9 +142,9 @@ def test_what_is_admitted_locally_is_charged_once() -> None:
     assert not lease.take_locally(1000, 0.0)
     lease.settle_locally(300, 0.0)  # of the 1000 only 700 were used
     assert lease.take_locally(800, 0.0)
-    assert lease.come_back() == 1500
+    assert lease.come_back(0.0) == 1500
     assert lease.local is None
-    assert lease.come_back() == 0
+    assert lease.come_back(0.0) == 0
 
 
 def test_a_request_larger_than_the_share_passes_a_full_share_and_leaves_a_debt() -> None:
@@ -157,12 +157,24 @@ def test_a_request_larger_than_the_share_passes_a_full_share_and_leaves_a_debt()
     assert lease.take_locally(1, 121.0)
 
 
-def test_no_more_than_the_limit_is_ever_charged() -> None:
+@pytest.mark.parametrize(("left", "owed"), [(600, 10), (0, 600)])
+def test_what_the_refill_has_paid_is_not_charged_and_never_more_than_the_limit(left: int, owed: int) -> None:
+    """Ten minutes of ten a second, which is the refill. A bucket that was full would not have been refilled but for
+    that; one that was empty was refilled until it was full, and does not know that this was used."""
     lease = Lease(T, 600, 0.0)
+    lease.offered(Offer(T, 0, 600, left), 0.0)
     lease.go_local(1, 0.0)
-    admitted = sum(10 for second in range(600) if lease.take_locally(10, float(second)))
+    admitted = sum(10 for second in range(1, 601) if lease.take_locally(10, float(second)))
     assert admitted == 6000
-    assert lease.come_back() == 600
+    assert lease.come_back(600.0) == owed
+
+
+def test_a_refill_that_was_spent_is_charged() -> None:
+    lease = Lease(T, 600, 0.0)
+    lease.offered(Offer(T, 0, 600, 0), 0.0)
+    lease.go_local(2, 0.0)
+    assert lease.take_locally(15, 3.0)
+    assert lease.come_back(3.0) == 15
 
 
 @given(
@@ -189,7 +201,7 @@ def test_when_the_channel_breaks_the_lease_is_void_and_what_was_in_hand_is_spent
     assert lease.remaining_at(0.0) == 100, "the authority has them again"
     assert lease.take_locally(100, 0.0)
     assert not lease.take_locally(1, 0.0)
-    assert lease.come_back() == 100
+    assert lease.come_back(0.0) == 100
 
 
 def test_a_debt_survives_the_channel() -> None:
@@ -202,7 +214,7 @@ def test_a_debt_survives_the_channel() -> None:
     assert tally[0] == 170, "the control process reads it there, whenever it sees that the channel is gone"
     assert lease.go_local(4, 0.0).level(0.0) == 5900 // 4 - 70
     assert lease.remaining_at(0.0) == 5830, "so much does a new authority learn of it"
-    assert lease.come_back() == 0, "nobody is told twice"
+    assert lease.come_back(0.0) == 0, "nobody is told twice"
 
 
 # -- what is told --

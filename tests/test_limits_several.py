@@ -430,6 +430,11 @@ async def test_a_slot_in_use_is_not_forgotten_however_long_its_request_runs() ->
     bench.hand.take_sent()
     reservation.settle(100)
     assert GiveBack(PAR, 1, 1) in bench.hand.sent, "a forgotten one would say that it was never leased"
+    before = bench.accounts.evictions
+    for tenant in ("y", "z", "x"):
+        bench.allowance(tenant)
+    assert bench.accounts.evictions == before + 6
+    assert bench.accounts._leases.get(PAR) is None, "now it may go"
     bench.limiter.close()
 
 

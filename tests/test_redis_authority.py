@@ -116,7 +116,7 @@ async def test_what_nobody_waits_for_shares_a_call(redis: Redis) -> None:
         assert {(offer.granted, offer.remaining) for offer in offers} == {(10, 547)}
 
 
-async def test_back_charged_and_drained(redis: Redis) -> None:
+async def test_back_and_charged(redis: Redis) -> None:
     async with replicas(redis.url) as (one,):
         one.limits = {meter("day"): 600}
         assert (await one.lease(meter("day"), 600, 600)).granted == 600
@@ -125,7 +125,8 @@ async def test_back_charged_and_drained(redis: Redis) -> None:
         assert await level(one, meter("day")) == 50
         one.spent(meter("day"), 70)
         await told()
-        assert await level(one, meter("day")) == 0, "no debt"
+        assert await level(one, meter("day")) == -20, "a debt"
+        one.give_back(meter("day"), 20)
         one.give_back(meter("day"), -80)
         await told()
         assert await level(one, meter("day")) == -80

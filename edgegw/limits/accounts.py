@@ -123,6 +123,7 @@ class Accounts:
             account.settle(difference)
             if not account.active:  # nobody here has use for it: at once to where others find it
                 self._give_back(account, account.surplus(idle=True))
+                self._rest(account)
                 return
             if account.shape is _SLOTS:
                 self._slot_free(account)
@@ -163,6 +164,11 @@ class Accounts:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(CHECK_EVERY_S, self.check_leases)
 
+    def _rest(self, account: Account) -> None:
+        """It may be forgotten to make room; but not a slot that is in use, of which nobody else would know."""
+        if account.shape is not _SLOTS or not account.in_use:
+            self._leases.rest(account)
+
     def check_leases(self) -> None:
         """Looks after the leases whose turn it is: called by our own timer for as long as one is in use."""
         self._stop_timer()
@@ -178,8 +184,7 @@ class Accounts:
                 rotation.append(account)
             else:
                 account.active = False
-                if account.shape is not _SLOTS or not account.in_use:  # else it has to stay known
-                    self._leases.rest(account)
+                self._rest(account)
         if rotation:
             pause_s = max(CHECK_PAUSE_S, rotation[0].checked_s + CHECK_EVERY_S - now_s)
             self._timer = asyncio.get_running_loop().call_later(pause_s, self.check_leases)
@@ -206,7 +211,7 @@ class Accounts:
             and account.local is not None
             and account.local.full(now_s)
         ):
-            account.come_back()  # a minute's rest: by now the authority has refilled what was admitted here
+            account.come_back(now_s)  # a minute's rest: by now the authority has refilled what was admitted here
         rests = account.idle(now_s) and account.asked_s is None and account.local is None and not account.waiters
         if not self._open:
             return not rests
@@ -287,10 +292,11 @@ class Accounts:
     def _recover(self) -> None:
         """The authority is there: it is told what was admitted without it."""
         self.degraded = False
+        now_s = self._clock.now()
         for account in self._leases.known.values():
             if account.local is None and not account.charged:
                 continue
-            charged = account.come_back()
+            charged = account.come_back(now_s)
             if account.shape is _SLOTS:  # still in use, or given back already: an exact count either way
                 self._tally[account.place] += charged
                 account.followed = True

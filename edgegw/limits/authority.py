@@ -43,7 +43,7 @@ class Authority(Protocol):
         ...
 
     def spent(self, meter: str, amount: int) -> None:
-        """Admitted by a worker unasked while nobody could be asked: taken from what is there, without a debt."""
+        """Admitted by a worker unasked while nobody could be asked: becomes a debt where it is not there any more."""
         ...
 
     def recall(self, meter: str, level: int) -> None:
@@ -85,8 +85,7 @@ class MemoryAuthority:
         found.give(amount, now_s)
 
     def spent(self, meter: str, amount: int) -> None:
-        found, now_s = self._stock(meter)
-        found.drain(amount, now_s)
+        self.give_back(meter, -amount)
 
     def recall(self, meter: str, level: int) -> None:
         """Several workers remember, and the lowest level counts; what was taken from the new stock meanwhile stays

@@ -60,6 +60,7 @@ class Lease:
         "spent",
         "tally",
         "target",
+        "untouched",
         "used_s",
         "uses",
         "window",
@@ -90,6 +91,7 @@ class Lease:
         self.used_s = now_s
         self.uses = 0  # checks that saw something spent, since it woke
         self.local: Stock | None = None  # while the authority is away
+        self.untouched: Stock | None = None  # beside it: as it would be if nothing had been admitted from it
         self.charged = 0  # admitted from `local`, not yet told
 
     # -- spending --
@@ -171,7 +173,7 @@ class Lease:
         """The day or month was over, and another ends at `ends_s`. What is in hand is worth nothing any more: takes it
         out and returns it. What was admitted without the authority is nobody's concern any more."""
         outdated, self.level = self.level, 0
-        self.local, self.charged = None, 0
+        self.local, self.untouched, self.charged = None, None, 0
         self.heard_s = None
         self.ends_s = ends_s
         self.window += 1
@@ -198,7 +200,9 @@ class Lease:
             else:
                 level = share if self.heard_s is None else max(0, self.remaining_at(now_s)) // shares
             # A window has no refill within it, which is what Slots do.
-            local = self.local = (Bucket if self.shape is _REFILLS else Slots)(share, now_s, level)
+            shape = Bucket if self.shape is _REFILLS else Slots
+            local = self.local = shape(share, now_s, level)
+            self.untouched = shape(share, now_s, level)
         return local
 
     def void(self, shares: int, now_s: float) -> None:
@@ -210,6 +214,8 @@ class Lease:
             self.charged = self.in_use
         elif held:
             self.go_local(shares, now_s).give(held, now_s)
+            if self.untouched is not None:
+                self.untouched.give(held, now_s)
         if held:
             self.remaining = min(self.limit, self.remaining_at(now_s) + held)
             self.heard_s = now_s if self.heard_s is not None else None
@@ -232,10 +238,14 @@ class Lease:
             self.local.give(difference, now_s)
         self.charged -= difference
 
-    def come_back(self) -> int:
-        """The authority is there: ends the local stock and returns what is to be charged (negative: given back).
-        More tokens than the limit are never charged: an empty bucket is the most that can be owed for a past minute."""
-        charged, self.charged, self.local = self.charged, 0, None
+    def come_back(self, now_s: float) -> int:
+        """The authority is there: ends the local stock and returns what is to be charged (negative: given back). Of
+        something per minute that is by how much less is left of our share than if nothing had been admitted from it:
+        the authority was refilled meanwhile, and what went into a full share went into a full bucket there."""
+        charged, local, untouched = self.charged, self.local, self.untouched
+        self.charged, self.local, self.untouched = 0, None, None
+        if self.shape is _REFILLS and local is not None and untouched is not None:
+            charged = min(charged, max(0, untouched.level(now_s) - local.level(now_s)))
         return charged if self.shape is _SLOTS else min(charged, self.limit)
 
     # -- what is known --

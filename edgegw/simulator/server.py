@@ -171,9 +171,7 @@ class _Connection(asyncio.Protocol):
         self._keep_alive = asked.keep_alive and not scene.close
         self._position = self._sent = 0
         self._last_write_s = None
-        stats = self._house.stats
-        stats.open_requests += 1
-        stats.open_streams += scene.stream
+        self._house.stats.opened(scene.model, scene.stream)
         if scene.latency_s > 0:
             self._timer = self._loop.call_later(scene.latency_s, self._start)
         else:
@@ -232,9 +230,7 @@ class _Connection(asyncio.Protocol):
 
     def _leave(self, scene: Scene) -> None:
         self._scene = None
-        stats = self._house.stats
-        stats.open_requests -= 1
-        stats.open_streams -= scene.stream
+        self._house.stats.closed(scene.model, scene.stream)
 
     def _reset(self) -> None:
         """RST instead of FIN."""

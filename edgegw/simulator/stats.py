@@ -53,15 +53,34 @@ class Stats:
     open_requests: int = 0
     open_streams: int = 0
     by_model: Counter[str] = field(default_factory=Counter)
+    open_by_model: Counter[str] = field(default_factory=Counter)
+    most_by_model: Counter[str] = field(default_factory=Counter)  # that were open at once
     by_status: Counter[int] = field(default_factory=Counter)
     disconnects: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_KEPT))
     last: deque[Seen] = field(default_factory=lambda: deque(maxlen=_KEPT))
 
     def arrived(self, path: str, model: str, headers: dict[str, str], body: bytes) -> None:
         self.requests += 1
-        by_model = self.by_model
-        by_model[model if model in by_model or len(by_model) < _MODELS_KEPT else OTHER] += 1
+        self.by_model[self._kept(model)] += 1
         self.last.append(Seen(self.requests, path, model, headers, body[:_BODY_BYTES_KEPT], len(body)))
+
+    def opened(self, model: str, stream: bool) -> None:
+        """Work on a request begins; `model` is empty for one that names none."""
+        self.open_requests += 1
+        self.open_streams += stream
+        if model:
+            kept = self._kept(model)
+            now = self.open_by_model[kept] = self.open_by_model[kept] + 1
+            self.most_by_model[kept] = max(self.most_by_model[kept], now)
+
+    def closed(self, model: str, stream: bool) -> None:
+        self.open_requests -= 1
+        self.open_streams -= stream
+        if model:
+            self.open_by_model[self._kept(model)] -= 1
+
+    def _kept(self, model: str) -> str:
+        return model if model in self.by_model or len(self.by_model) < _MODELS_KEPT else OTHER
 
     def client_left(self, model: str, tokens: int, now_s: float, last_write_s: float | None) -> None:
         """A client closed its connection before its answer was whole."""
@@ -74,6 +93,8 @@ class Stats:
     def reset(self) -> None:
         """Counters to zero; what is open stays counted as open."""
         fresh = Stats(connections=self.connections, open_requests=self.open_requests, open_streams=self.open_streams)
+        fresh.open_by_model = +self.open_by_model
+        fresh.most_by_model = +self.open_by_model
         for name in self.__slots__:
             setattr(self, name, getattr(fresh, name))
 
@@ -81,6 +102,7 @@ class Stats:
         return {
             "requests": self.requests,
             "by_model": dict(self.by_model),
+            "most_open_by_model": dict(self.most_by_model),
             "by_status": {str(status): count for status, count in self.by_status.items()},
             "refused": self.refused,
             "completed": self.completed,

@@ -1,8 +1,9 @@
-"""One meter while Redis is away: what this replica may grant by itself, and what it will owe for that.
+"""One meter while Redis is away: what this replica may grant by itself, and what Redis is to be told of that.
 
 Its share is the limit divided by the replicas last seen, and begins with the same share of what was left when Redis
-was last heard. When Redis is back it is charged the difference between what this share would be if nobody had touched
-it, which is what Redis has, and what it is. Slots are not owed: whoever has them says so.
+was last heard. Redis refills while it is away, and so would this share have done if nothing had been granted from it:
+how much less is left of it is what Redis does not know yet. (So a share that is full again owes nothing, as Redis was
+full too, and one that spent its refill owes that.) Slots are not owed: whoever has them says so.
 
 Pure. `now_s` are seconds of the meter's own clock: Unix time for windows, else monotonic.
 """
@@ -14,7 +15,7 @@ from edgegw.limits.meter import Measure
 
 
 class Absence:
-    __slots__ = ("_beyond", "_lent", "_replicas", "_stock", "_untouched")
+    __slots__ = ("_lent", "_replicas", "_stock", "_untouched", "unpaid")
 
     def __init__(self, measure: Measure, limit: int, replicas: int, left: int | None, now_s: float) -> None:
         """`left`: what should be left for everybody by now; None when that was never heard."""
@@ -22,8 +23,8 @@ class Absence:
         share = self._share(limit)
         level = None if left is None else max(0, left) // self._replicas
         self._stock = stock(measure, share, now_s, level)
-        self._untouched = stock(measure, share, now_s, level)  # what Redis has by now, for all that it was told
-        self._beyond = 0  # was admitted although nothing was there
+        self._untouched = stock(measure, share, now_s, level)
+        self.unpaid = 0  # was admitted by workers, unasked, and the share did not have it
         self._lent = 0
 
     def limit(self, limit: int, now_s: float) -> None:
@@ -44,15 +45,17 @@ class Absence:
         return granted
 
     def give(self, tokens: int, now_s: float) -> int:
-        """Comes back unused (negative: was used without a lease). Returns what of it was not granted here."""
+        """Comes back unused, whoever granted it (negative: was used without a lease). Returns what the share has no
+        room for: that is Redis's."""
         if tokens > 0:
             uncounted = min(tokens, self._lent)
             self._lent -= uncounted
             tokens -= uncounted
-        not_ours = max(0, tokens - max(0, self.owed(now_s)))
+            tokens, over = self._room(tokens, now_s)
+        else:
+            over = 0
         self._stock.give(tokens, now_s)
-        self._untouched.give(not_ours, now_s)
-        return not_ours
+        return over
 
     def lend(self, tokens: int) -> None:
         """Granted without being counted, so that what of it comes back is not counted either."""
@@ -60,7 +63,7 @@ class Absence:
 
     def spent(self, tokens: int, now_s: float) -> None:
         """Was admitted by a worker, unasked."""
-        self._beyond += tokens - max(0, min(tokens, self._stock.level(now_s)))
+        self.unpaid += tokens - min(tokens, max(0, self._stock.level(now_s)))
         self._stock.drain(tokens, now_s)
 
     def level(self, now_s: float) -> int:
@@ -74,8 +77,13 @@ class Absence:
         return self._stock.resets_s(now_s)
 
     def owed(self, now_s: float) -> int:
-        """What Redis has to be told was used. While it was full, what was used has been refilled; else it was not."""
-        return self._untouched.level(now_s) - self._stock.level(now_s) + self._beyond
+        """What was granted here and Redis does not know; below zero: what came back of what Redis had granted."""
+        return self._untouched.level(now_s) - self._stock.level(now_s)
+
+    def _room(self, tokens: int, now_s: float) -> tuple[int, int]:
+        """How much of what comes back fits in, and how much does not."""
+        fits = max(0, min(tokens, self._stock.limit - self._stock.level(now_s)))
+        return fits, tokens - fits
 
     def _share(self, limit: int) -> int:
         return max(min(1, limit), limit // self._replicas)

@@ -166,10 +166,7 @@ class RedisAuthority:
             self._absence(tab).spent(tokens, self._now_s(tab))
             tab.held += tokens if tab.counts_slots else 0
             return
-        if tab.counts_slots:
-            tab.charge += tokens  # they are in use, whether there was room or not, and come back
-        else:
-            tab.drain += tokens
+        tab.charge += tokens  # whether there was room or not
         server.tell(tab)
 
     def recall(self, meter: str, level: int) -> None:
@@ -247,7 +244,8 @@ class RedisAuthority:
         if tab.counts_slots:
             tab.touch = True
         elif absence is not None:
-            tab.drain += max(0, absence.owed(self._now_s(tab)))
+            tab.given(-absence.owed(self._now_s(tab)))  # in full: who was back before us may have taken it
+            tab.drain += absence.unpaid
         server.tell(tab)
 
     def _away(self, server: Server, reason: str) -> None:
