@@ -28,6 +28,8 @@ class Book:
         self.is_slots = measure.shape is Shape.SLOTS
         self.is_day = measure.shape is Shape.WINDOW
         self.admitted, self.used, self.ideal = (stock(measure, limit, now_s) for _ in range(3))
+        # Of a unit that refills only whole ones count: a grant is a millisecond older than what is admitted by it.
+        self._part = 1 if measure.shape is Shape.REFILLS else 0
         self.overshoot = 0  # the worst, in units of the meter
         self.overshoot_sum = 0  # all that was admitted at a moment when there was nothing
         self.with_error = 0  # the worst, settle error included
@@ -35,7 +37,7 @@ class Book:
     def take(self, amount: int, now_s: float) -> None:
         self.admitted.give(-amount, now_s)
         self.used.give(-amount, now_s)
-        below = -self.admitted.level(now_s)
+        below = -self.admitted.level(now_s) - self._part
         if below > 0:
             self.overshoot = max(self.overshoot, below)
             self.overshoot_sum += min(below, amount)
