@@ -258,16 +258,19 @@ def _run_control(settings: Settings, admin: socket.socket, channel: socket.socke
     return uvloop.run(main())
 
 
-def build_redis_authority(url: Secret, rules: Rules, clock: SystemClock) -> RedisAuthority:
+def build_redis_authority(url: Secret, rules: Rules, clock: SystemClock, state_dir: Path) -> RedisAuthority:
     """What it is made of is imported here: a gateway without Redis does not load a Redis client, nor need one."""
     try:
         from edgegw.limits.redis import script
         from edgegw.limits.redis.authority import RedisAuthority
+        from edgegw.limits.redis.replicas import ReplicasFile
     except ModuleNotFoundError as error:
         raise SystemExit(f"storage.redis_url needs {error.name}: pip install 'edgegw[redis]'") from None
 
-    replica = secrets.token_hex(8)
-    return RedisAuthority(parse_redis(url.reveal()), script.shipped(), rules.limit, rules.without_redis, clock, replica)
+    address, replica = parse_redis(url.reveal()), secrets.token_hex(8)
+    return RedisAuthority(
+        address, script.shipped(), rules.limit, rules.without_redis, clock, replica, ReplicasFile(state_dir)
+    )
 
 
 def redis_figures(authority: RedisAuthority) -> dict[Family, Callable[[], Figure]]:
@@ -290,7 +293,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     rules = Rules(settings)
     in_memory = MemoryAuthority(rules.limit, clock)
     redis_url = settings.storage.redis_url
-    shared = None if redis_url is None else build_redis_authority(redis_url, rules, clock)
+    shared = None if redis_url is None else build_redis_authority(redis_url, rules, clock, state_dir)
     channel_server = ChannelServer(channel, shared or in_memory, clock.wall_ns(), state_dir)
     memory = MemoryFile(state_dir, in_memory, channel_server.unspent) if shared is None else None
     if memory is not None:

@@ -52,7 +52,8 @@ LAYERS: dict[int, str] = {
         http.watch http.client_connection http.server http.dial http.upstream_connection http.upstream
         keys.making keys.sqlite keys.subscriber keys.feed
         limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
-        limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.authority
+        limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.replicas
+        limits.redis.authority
         ledger.segment ledger.journal ledger.reader ledger.schema ledger.sqlite ledger.listing ledger.shipper
         telemetry.metrics
         simulator.rules_file

@@ -20,6 +20,7 @@ from edgegw.clock import Clock
 from edgegw.limits.meter import Shape
 from edgegw.limits.redis.absence import Absence
 from edgegw.limits.redis.keys import REPLICAS, hash_slot
+from edgegw.limits.redis.replicas import ReplicasFile
 from edgegw.limits.redis.script import Answer, Script, room_in_s
 from edgegw.limits.redis.server import House, Server, Tally
 from edgegw.limits.redis.servers import Cluster, OneServer, Servers
@@ -41,7 +42,7 @@ logger = logging.getLogger("edgegw.limits")
 
 class RedisAuthority:
     """`limit` says what a meter allows now, `without_redis` what a tenant gets while Redis is away; `replica` is an id
-    of this process that no other one has or had. Build it where its loop runs; raises OSError when the file with the
+    of this process that no other one has or had, `replicas_file` remembers how many there were. Build it where its loop runs; raises OSError when the file with the
     certificate authorities cannot be read."""
 
     def __init__(
@@ -52,8 +53,10 @@ class RedisAuthority:
         without_redis: Callable[[str], WithoutRedis],
         clock: Clock,
         replica: str,
+        replicas_file: ReplicasFile | None = None,
     ) -> None:
         self.tally = Tally()
+        self._replicas_file = replicas_file
         self._limit = limit
         self._without_redis = without_redis
         self._clock = clock
@@ -61,7 +64,9 @@ class RedisAuthority:
         self._sweep_at = TABS_BEFORE_SWEEP
         self._slots: set[Tab] = set()  # tabs that count slots
         self._absent: set[Tab] = set()  # tabs with an absence
-        self._replicas_seen: deque[int] = deque([1], maxlen=BEATS_REMEMBERED)
+        self._replicas_seen: deque[int] = deque(
+            [1 if replicas_file is None else replicas_file.read()], maxlen=BEATS_REMEMBERED
+        )
         self._told_away: set[Server] = set()
         self._started = asyncio.Event()
         self._began_s = clock.now()
@@ -278,6 +283,8 @@ class RedisAuthority:
         while True:
             await asyncio.sleep(BEAT_EVERY_S)
             self._beat()
+            if self._replicas_file is not None:
+                self._replicas_file.keep(self.replicas)
             for tab in list(self._absent):
                 self._there(tab)
             if self._clock.now() - touched_s >= TOUCH_EVERY_S:
