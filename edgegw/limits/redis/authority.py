@@ -42,8 +42,8 @@ logger = logging.getLogger("edgegw.limits")
 
 class RedisAuthority:
     """`limit` says what a meter allows now, `without_redis` what a tenant gets while Redis is away; `replica` is an id
-    of this process that no other one has or had, `replicas_file` remembers how many there were. Build it where its loop runs; raises OSError when the file with the
-    certificate authorities cannot be read."""
+    of this process that no other one has or had; `replicas_file` remembers how many there were. Build it where its loop
+    runs; raises OSError when the file with the certificate authorities cannot be read."""
 
     def __init__(
         self,
