@@ -96,11 +96,11 @@ def test_an_end_that_is_set_only_comes_nearer(
     assert key.revoked_ns == min((end for _, end in ends if end is not None), default=None)
 
 
-async def test_nothing_of_a_key_but_its_ends_can_be_changed(writer: SqliteKeys) -> None:
-    key = new_key()
+async def test_nothing_of_a_key_but_its_limits_and_its_ends_can_be_changed(writer: SqliteKeys) -> None:
+    key, limits = new_key(), OwnLimits(tokens_per_day=7)
     await writer.write([key])
-    await writer.write([replace(key, tenant="other", digest=bytes(32), acts_for=("*",), limits=OwnLimits())])
-    assert (await writer.changes(0)).keys == (key,)
+    await writer.write([replace(key, tenant="other", digest=bytes(32), acts_for=("*",), limits=limits)])
+    assert (await writer.changes(0)).keys == (replace(key, limits=limits),)
 
 
 async def test_all_or_none_are_written(writer: SqliteKeys) -> None:

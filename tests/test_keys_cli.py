@@ -85,6 +85,33 @@ def test_all_that_a_key_can_be_given() -> None:
     assert list(key["limits"].values()) == [1, 2, 3, 4, 5]
 
 
+def test_limits_are_changed_one_by_one() -> None:
+    _, key = create("-t", "acme", "--tokens-per-minute", "10", "--tokens-per-day", "20")
+    said = run(
+        "limit", key["id"], "--tokens-per-minute", "11", "--requests-per-minute", "5", "--none", "tokens-per-day"
+    )
+    assert said.output == f"{key['id']} of tenant acme: tokens_per_minute: 11, requests_per_minute: 5\n"
+    (changed,) = listed()
+    assert changed == key | {"limits": {"tokens_per_minute": 11, "requests_per_minute": 5}}
+    said = run("limit", key["id"], "--none", "tokens-per-minute", "--none", "requests-per-minute")
+    assert said.output == f"{key['id']} of tenant acme: no limits of its own\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ((), 1, "say which limit"),
+        (("--none", "tokens"), 2, "not a limit (tokens-per-minute, requests-per-minute"),
+        (("--none", "tokens-per-day", "--tokens-per-day", "5"), 2, "is given as well"),
+        (("--tokens-per-day", "0"), 2, "not in the range"),
+    ],
+)
+def test_limits_that_cannot_be_changed_so(arguments: tuple[str, ...], code: int, words: str) -> None:
+    _, key = create("-t", "acme")
+    said = run("limit", key["id"], *arguments)
+    assert (said.exit_code, words in said.output) == (code, True), said.output
+
+
 def test_the_table_and_whose_keys_it_shows() -> None:
     create("-t", "beta", "--name", "web")
     create("-t", "acme")

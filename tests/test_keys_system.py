@@ -326,6 +326,17 @@ def test_the_limits_of_a_key(house: House) -> None:
     assert house.id_of(key) in refused.error["message"]
 
 
+def test_the_limits_of_a_key_are_changed_while_it_is_in_use(house: House) -> None:
+    key = house.create("acme", "--requests-per-minute", "2")
+    assert [house.chat(key).status for _ in range(3)] == [200, 200, 429]
+    house.keys("limit", key[:12], "--requests-per-minute", "4", "--tokens-per-day", "100000")
+    eventually("the new limit", lambda: house.chat(key).status, lambda status: status == 200, WITHIN_S + 1)
+    assert [house.chat(key).status for _ in range(2)] == [200, 429], "what was used stays used"
+    house.keys("limit", key[:12], "--none", "requests-per-minute")
+    eventually("no limit", lambda: house.chat(key).status, lambda status: status == 200, WITHIN_S + 1)
+    assert all(house.chat(key).status == 200 for _ in range(5))
+
+
 # -- processes that come and go --
 
 

@@ -64,7 +64,7 @@ LAYERS: dict[int, str] = {
         simulator.server
     """,
     4: """
-        __main__ app cli supervisor child doors worker demo show keys.command simulator.run
+        __main__ app cli cli_keys cli_options supervisor child doors worker demo show keys.command simulator.run
     """,
 }
 
@@ -113,13 +113,14 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "worker": ("child",),
     "supervisor": ("child", "doors"),
     "demo": ("show",),  # ends with the rows, as `edgegw attempts` prints them
-    "cli": ("app", "demo", "show", "keys.command", "simulator.run"),
+    "cli": ("app", "cli_keys", "cli_options", "demo", "show", "simulator.run"),
+    "cli_keys": ("cli_options", "keys.command"),
     "__main__": ("cli",),
 }
 
 # Own modules imported inside functions: the command line starts fast because a command loads only what it needs.
 # What the control process is made of only when it is configured.
-LAZY = {"cli", "app"}
+LAZY = {"cli", "cli_keys", "cli_options", "app"}
 
 # What layers 0 and 1 must not have: clock, dice and bytes are arguments.
 IMPURE = {
@@ -141,7 +142,7 @@ MAY_READ_FILES = {
 # Outside libraries and where they may be. Another module is another place that has to know a library's exceptions.
 EVERYWHERE = {"msgspec"}
 LIBRARIES: dict[str, set[str]] = {
-    "click": {"cli"},
+    "click": {"cli", "cli_keys", "cli_options"},
     "hiredis": {"limits.redis.connection"},
     "httptools": {"http.connection", "http.response", "simulator.server"},
     "orjson": {"gateway", "control.admin"},

@@ -110,6 +110,34 @@ def rotate(db: Path, which: str, grace: str, expires: str | None) -> tuple[Key, 
     return old, new, credential
 
 
+def limit(db: Path, which: str, limits: dict[str, int | None], lifted: tuple[str, ...]) -> Key:
+    """A key with other limits from now on: those that are given, without those that are `lifted`. Raises
+    CommandError."""
+    names = [name.replace("-", "_") for name in lifted]
+    for name in names:
+        if name not in limits:
+            known = ", ".join(known.replace("_", "-") for known in limits)
+            raise CommandError(f"not a limit ({known}): {name}", "--none")
+        if limits[name] is not None:
+            raise CommandError(f"{name.replace('_', '-')} is given as well", "--none")
+    key = _find(db, which)
+    given = {name: value for name, value in limits.items() if value is not None}
+    if not given and not names:
+        raise CommandError("say which limit, for example --tokens-per-minute 1000 or --none tokens-per-day")
+    changed = replace(key, limits=replace(key.limits, **given | dict.fromkeys(names)))
+
+    async def write(store: SqliteKeys) -> None:
+        await store.write([changed])
+
+    _with_store(db, write)
+    return changed
+
+
+def limits_of(key: Key) -> dict[str, int]:
+    """By name, those that it has."""
+    return {name: value for name, value in asdict(key.limits).items() if value is not None}
+
+
 def settings_digest(credential: str) -> str:
     """What the settings file wants of a credential: `sha256:…`. Raises CommandError."""
     if not _VISIBLE.fullmatch(credential):
@@ -208,7 +236,7 @@ def _told(key: Key, now_ns: int) -> dict[str, object]:
         "revoked": _iso(key.revoked_ns),
         "state": _state(key, now_ns),
         "acts_for": key.acts_for,
-        "limits": {name: limit for name, limit in asdict(key.limits).items() if limit is not None},
+        "limits": limits_of(key),
     }
 
 

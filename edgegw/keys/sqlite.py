@@ -38,6 +38,7 @@ INSERT INTO api_keys ({_COLUMNS}, changed)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT coalesce(max(changed), 0) + 1 FROM api_keys))
 ON CONFLICT (id) DO UPDATE SET
     changed = excluded.changed,
+    limits = excluded.limits,
     expires_ns = min(coalesce(expires_ns, excluded.expires_ns), coalesce(excluded.expires_ns, expires_ns)),
     revoked_ns = min(coalesce(revoked_ns, excluded.revoked_ns), coalesce(excluded.revoked_ns, revoked_ns))
 """

@@ -36,6 +36,7 @@ class KeyStore(Protocol):
         """What changed after change number `since`; everything for 0, and whenever the store is another than before."""
 
     async def write(self, keys: Sequence[Key]) -> None:
-        """New keys, and new ends (`expires_ns`, `revoked_ns`) of known ones, all or none; each is a change."""
+        """New keys, and new limits and ends (`expires_ns`, `revoked_ns`) of known ones, all or none; each is a
+        change."""
 
     async def close(self) -> None: ...

@@ -1,0 +1,79 @@
+"""Options that several commands share, and how a command comes by its settings and its database.
+
+Imports what it needs when it is asked, as the commands do (cli.py).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from edgegw.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+EXIT_SETTINGS = 2
+COUNT = click.IntRange(1, 10**12)  # of a limit, as in the settings
+
+config_option = click.option("--config", "-c", metavar="FILE", help="Settings file [EDGEGW_CONFIG, ./edgegw.yaml].")
+db_option = click.option("--db", metavar="FILE", help="The SQLite file [the one that the settings name].")
+limit_option = click.option(
+    "--limit", "-n", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many."
+)
+since_option = click.option("--since", metavar="TIME", help="Since then: 15m, 24h, 7d, or 2026-11-22T10:00 (UTC).")
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+own_limits = (
+    click.option("--tokens-per-minute", type=COUNT, help="Input and output together."),
+    click.option("--requests-per-minute", type=COUNT, help="Requests begun."),
+    click.option("--concurrent-requests", type=COUNT, help="Requests at once."),
+    click.option("--tokens-per-day", type=COUNT, help="From midnight to midnight, UTC."),
+    click.option("--tokens-per-month", type=COUNT, help="From the first of the month, UTC."),
+)
+follow_option = click.option("--follow", "-f", is_flag=True, help="Go on with what comes.")
+
+
+def with_options(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
+    """Several options as one decorator, in their order."""
+    return lambda function: reduce(lambda decorated, option: option(decorated), reversed(options), function)
+
+
+def read_settings(config: str | None) -> Settings:
+    from edgegw.settings import load
+
+    return load(config, os.environ)
+
+
+def settings_of(config: str | None) -> Settings:
+    """The settings, or every mistake in them and exit code 2."""
+    from edgegw.settings import SettingsError, warnings
+
+    try:
+        settings = read_settings(config)
+    except SettingsError as error:
+        click.echo(str(error), err=True)
+        sys.exit(EXIT_SETTINGS)
+    for warning in warnings(settings, time.time_ns()):
+        click.echo(f"warning: {warning}", err=True)
+    return settings
+
+
+def database(config: str | None, db: str | None) -> Path:
+    """Which rows to read. That takes no keys, and so none must be set for it: what stands in for them is not used."""
+    from edgegw.settings import SettingsError, load
+    from edgegw.settings.environment import PROVIDERS
+
+    if db is not None:
+        return Path(db)
+    unset = {provider.key: "unset" for provider in PROVIDERS if not os.environ.get(provider.key)}
+    try:
+        return Path(load(config, os.environ | unset).sqlite_path)
+    except SettingsError as error:
+        click.echo(str(error), err=True)
+        sys.exit(EXIT_SETTINGS)
