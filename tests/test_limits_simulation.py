@@ -23,7 +23,7 @@ from load.limits_simulation.replay import compare, timed
 PLAN = Plan(replicas=20, tenants=200, requests_s=50, minutes=2)  # the end of a day is in it
 # What was leased, or was on its way back, while a bucket was full may be admitted on top of the full bucket.
 HELD_AT_THE_BRIM = 0.005
-MINUTES = pytest.mark.system  # real processes are not in it, but it takes as long
+pytestmark = pytest.mark.system  # real processes are in one only, but all take as long
 
 
 @pytest.fixture(autouse=True)
@@ -44,14 +44,13 @@ def exact(found: Figures) -> None:
     assert found.wait_max_ms <= 50.1
 
 
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=MINUTES) for seed in (2, 3))])
+@pytest.mark.parametrize("seed", [1, 2, 3])
 def test_without_faults_limits_are_exact(seed: int) -> None:
     found = run(replace(PLAN, seed=seed))
     exact(found)
     assert found.operations_per_request < 3, "one of five is a heartbeat"
 
 
-@MINUTES
 def test_a_tenant_whose_requests_come_everywhere_uses_its_limit() -> None:
     """4 replicas, a saturated tenant; and what lies in hand is within 2 % of the limit per replica."""
     found = run(Plan(replicas=4, tenants=2, requests_s=200, only="saturated", minutes=2))
@@ -63,14 +62,12 @@ def test_a_tenant_whose_requests_come_everywhere_uses_its_limit() -> None:
     assert saturated.elsewhere <= 0.02
 
 
-@MINUTES
 def test_deaths_of_workers_admit_nothing_twice() -> None:
     found = run(replace(PLAN, worker_crashes=60))
     assert found.faults["worker crashes"] > 50
     assert found.overshoot_worst <= HELD_AT_THE_BRIM
 
 
-@MINUTES
 def test_while_redis_is_away_no_more_is_admitted_than_is_documented() -> None:
     """What a full bucket holds, what refills meanwhile, and one request (an eighth of the smallest limit, or three) of
     each replica; and nobody waits longer than 50 ms."""
@@ -106,7 +103,6 @@ def test_only_the_time_of_the_script_is_replaced() -> None:
         timed(text + b"redis.call('TIME')")
 
 
-@MINUTES
 def test_the_same_seed_gives_the_same_figures() -> None:
     plan = replace(PLAN, minutes=0.5, warm_s=5, worker_crashes=60, partition_share=0.3, partition_s=2)
     assert run(plan) == run(plan)

@@ -21,6 +21,8 @@ from edgegw.limits.redis.server import GATHER_S, OPERATIONS_MAX
 from edgegw.limits.words import Mode
 from edgegw.settings import WithoutRedis, parse_redis
 
+pytestmark = pytest.mark.system
+
 
 def meter(code: str = "tpm", tenant: str = "acme") -> str:
     return Meter(BY_CODE[code], tenant).id

@@ -17,6 +17,8 @@ from edgegw.limits.meter import BY_CODE, NO_LIMIT, Meter
 from edgegw.limits.redis.keys import hash_slot, meter_key, probe_tag
 from edgegw.limits.redis.script import Answer, Operation, What, answers, refusal, room_in_s, shape_of, shipped
 
+pytestmark = pytest.mark.system
+
 # The clock of the server, so that windows written in a test's future do not expire at once.
 NOW_S = 2_000_000_000
 LIMITS = st.sampled_from([0, 1, 7, 60, 50_000, 10_000_000, 2_000_000_000, 59_999_999_999_999, NO_LIMIT])

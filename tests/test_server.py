@@ -274,6 +274,7 @@ async def test_http_1_0_streams_end_with_the_connection(start: Start) -> None:
     writer.close()
 
 
+@pytest.mark.system  # it takes seconds to be slow
 @pytest.mark.parametrize("closing", [True, False])
 async def test_a_slow_reader_gets_all_of_a_large_reply(start: Start, closing: bool) -> None:
     """Slower than the wait for a client that takes nothing, and than the wait after a close."""

@@ -568,6 +568,7 @@ async def run_and_kill(state_dir: Path, life: int, dice: random.Random, said: Sa
         assert await writer.wait() == -signal.SIGKILL
 
 
+@pytest.mark.system
 async def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) -> None:
     dice = random.Random(20_250)
     path = tmp_path / "books.db"

@@ -22,6 +22,8 @@ from edgegw.child import Lifeline
 from edgegw.doors import Doors, StartError
 from edgegw.supervisor import Plan
 
+pytestmark = pytest.mark.system
+
 WAIT_S = 15.0
 
 
