@@ -11,7 +11,7 @@ from limits_rig import Bench, T, outcome, tokens
 
 from edgegw.channel import Shares
 from edgegw.limits.limiter import Reservation
-from edgegw.limits.words import GiveBack, Recall, Spent, Want
+from edgegw.limits.words import GiveBack, Mode, Offer, Recall, Spent, Want
 
 
 @pytest.fixture
@@ -133,3 +133,18 @@ async def test_who_waits_when_the_limiter_is_closed_gets_an_answer(bench: Bench)
     bench.limiter.close()
     assert tokens(await task) == 100
     assert bench.hand.take_sent() == [Want(T, 100, 100, 0), Spent(T, 100)]
+
+
+async def test_while_an_authority_is_not_exact_it_is_asked_whether_it_is_again(bench: Bench) -> None:
+    """A lease that lasts must not say for seconds what is over."""
+    task = await bench.ask(10)
+    bench.hand.say(Offer(T, 2000, 6000, 4000, 0.0, 0.0, Mode.LOCAL))
+    await task
+    assert b"x-edgegw-limits: local" in bench.allowance().lines(bench.clock.now())
+    bench.hand.take_sent()
+    bench.checks(2)
+    assert [message for message in bench.hand.take_sent() if isinstance(message, Want)] == [Want(T, 0, 0, 0)]
+    bench.offer(0, 4000)
+    assert b"x-edgegw-limits" not in bench.allowance().lines(bench.clock.now())
+    bench.checks(2)
+    assert not [message for message in bench.hand.take_sent() if isinstance(message, Want)]

@@ -217,7 +217,9 @@ class Accounts:
             return not rests
         surplus = account.surplus(rests)
         self._give_back(account, surplus)
-        due = account.level < account.low_water or (self.degraded and account.local is not None)
+        alone = self.degraded and account.local is not None
+        inexact = account.mode and not rests  # clients are told so: for no longer than it is true
+        due = account.level < account.low_water or alone or inexact
         if due and not surplus and account.asked_s is None:
             self._ask(account)
         return not rests
