@@ -283,7 +283,7 @@ async def test_a_slow_reader_gets_all_of_a_large_reply(start: Start, closing: bo
     async def large(request: Request, reply: Reply) -> None:
         reply.send(200, JSON, b"x" * size)
 
-    running = await start(large, Waits(stall_s=0.8, keep_alive_s=0.8))
+    running = await start(large, Waits(stall_s=1.6, keep_alive_s=0.8))
     loop = asyncio.get_running_loop()
     with socket.create_connection(running.address) as sock:
         sock.setblocking(False)
