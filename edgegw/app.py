@@ -42,6 +42,8 @@ from edgegw.keys.feed import KeyFeed
 from edgegw.keys.sqlite import SqliteKeys
 from edgegw.keys.subscriber import KeySubscriber
 from edgegw.keys.table import KeyTable, settings_keys
+from edgegw.ledger.assembly import unpriced
+from edgegw.ledger.identity import identity
 from edgegw.ledger.journal import JOURNAL_DIR, Journal, bytes_on_disk
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.shipper import Shipper
@@ -310,8 +312,8 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
         }
     )
     known = migrations("sqlite")
-    store = SqliteStore(Path(settings.sqlite_path), known, clock)
-    shipper = Shipper(state_dir, store, clock, [metrics.observe])
+    store = SqliteStore(Path(settings.sqlite_path), known, clock, identity(state_dir))
+    shipper = Shipper(state_dir, store, clock, unpriced, [metrics.observe])
     control: ControlProcess
 
     def render() -> bytes:

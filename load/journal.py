@@ -22,6 +22,7 @@ import click
 
 from edgegw.clock import ManualClock, uuid7
 from edgegw.exchange import Attempt, Exchange, Route, Target, Usage
+from edgegw.ledger.assembly import unpriced
 from edgegw.ledger.journal import Journal
 from edgegw.ledger.reader import Damage, Reader
 from edgegw.ledger.schema import migrations
@@ -97,8 +98,8 @@ def timed(work: Callable[[], Any]) -> float:
 
 async def ship(state_dir: Path, database: Path) -> Shipper:
     clock = ManualClock(wall_ns=WALL_NS)
-    store = SqliteStore(database, migrations("sqlite"), clock)
-    shipper = Shipper(state_dir, store, clock)
+    store = SqliteStore(database, migrations("sqlite"), clock, "benchmark")
+    shipper = Shipper(state_dir, store, clock, unpriced)
     running = asyncio.create_task(shipper.run())
     await asyncio.sleep(0)
     await shipper.stop(DRAIN_TIMEOUT_S)

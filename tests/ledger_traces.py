@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgegw.clock import ManualClock, uuid7
 from edgegw.exchange import Attempt, AttemptKind, Exchange, Route, Target, Usage
+from edgegw.ledger.assembly import unpriced
 from edgegw.ledger.journal import Journal
 from edgegw.ledger.reader import Damage, Reader
 from edgegw.ledger.record import Record
@@ -21,6 +22,7 @@ from edgegw.ledger.sqlite import SqliteStore
 from edgegw.ledger.store import Position, Store
 
 WALL_NS = 1_750_000_000_000_000_000
+JOURNAL_ID = "00000000000000aa"
 WAIT_S = 20.0
 TARGET = Target("openai", "gpt-5-mini")
 OTHER = Target("anthropic", "claude-haiku-4-5")
@@ -124,7 +126,7 @@ def read_all(
 
 
 def sqlite_store(path: Path, *, pages_max: int = 0) -> SqliteStore:
-    return SqliteStore(path, migrations("sqlite"), ManualClock(wall_ns=WALL_NS), pages_max=pages_max)
+    return SqliteStore(path, migrations("sqlite"), ManualClock(wall_ns=WALL_NS), JOURNAL_ID, pages_max=pages_max)
 
 
 async def ship_all(
@@ -132,7 +134,13 @@ async def ship_all(
 ) -> Shipper:
     """Start a shipper, let it ship what is there, stop it. Raises what it raised."""
     shipper = Shipper(
-        state_dir, store, ManualClock(wall_ns=WALL_NS), observers, poll_s=0.002, batch_records_max=batch_records_max
+        state_dir,
+        store,
+        ManualClock(wall_ns=WALL_NS),
+        unpriced,
+        observers,
+        poll_s=0.002,
+        batch_records_max=batch_records_max,
     )
     running = asyncio.create_task(shipper.run())
     await asyncio.sleep(0)

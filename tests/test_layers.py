@@ -42,7 +42,7 @@ LAYERS: dict[int, str] = {
         limits.__init__ limits.words limits.meter limits.bucket limits.lease limits.standing
         limits.redis.__init__ limits.redis.keys limits.redis.script limits.redis.absence limits.redis.tab
         limits.rules limits.holdings limits.turns
-        ledger.__init__ ledger.record ledger.encoding ledger.store ledger.assembly
+        ledger.__init__ ledger.record ledger.encoding ledger.store ledger.usage ledger.assembly
         telemetry.__init__ telemetry.names
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
@@ -54,7 +54,8 @@ LAYERS: dict[int, str] = {
         limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
         limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.replicas
         limits.redis.authority
-        ledger.segment ledger.journal ledger.reader ledger.schema ledger.sqlite ledger.listing ledger.shipper
+        ledger.segment ledger.identity ledger.journal ledger.reader ledger.schema ledger.sqlite ledger.listing
+        ledger.shipper
         telemetry.metrics
         simulator.rules_file
     """,

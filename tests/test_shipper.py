@@ -32,7 +32,7 @@ from ledger_traces import (
 )
 
 from edgegw.clock import ManualClock
-from edgegw.ledger.assembly import Assembler
+from edgegw.ledger.assembly import Assembler, unpriced
 from edgegw.ledger.journal import Journal
 from edgegw.ledger.reader import LifeReader
 from edgegw.ledger.record import AttemptRecord, End, Record, Try, Vitals
@@ -251,7 +251,7 @@ async def test_a_cancelled_shipper_is_a_crashed_one(tmp_path: Path) -> None:
     path = tmp_path / "cut" / "books.db"
     for steps in range(40):
         store = sqlite_store(path)
-        shipper = Shipper(tmp_path / "cut", store, ManualClock(), poll_s=0.001, batch_records_max=60)
+        shipper = Shipper(tmp_path / "cut", store, ManualClock(), unpriced, poll_s=0.001, batch_records_max=60)
         running = asyncio.create_task(shipper.run())
         for _ in range(steps):
             await asyncio.sleep(0)
@@ -361,7 +361,7 @@ async def test_while_the_store_is_away_rows_wait_and_observers_do_not(
     store = FaultyStore(sqlite_store(path), fail, nothing)
     seen: list[Record] = []
     clock = ManualClock(wall_ns=WALL_NS + 10 * 10**9)
-    shipper = Shipper(tmp_path, store, clock, [seen.append], poll_s=0.002, batch_records_max=50)
+    shipper = Shipper(tmp_path, store, clock, unpriced, [seen.append], poll_s=0.002, batch_records_max=50)
     running = asyncio.create_task(shipper.run())
     journal = open_journal(tmp_path)
     played = 0
@@ -408,7 +408,7 @@ async def test_an_idle_shipper_looks_less_often_until_there_is_a_row(tmp_path: P
     clock = Watched()
     journal = open_journal(tmp_path)
     store = sqlite_store(tmp_path / "books.db")
-    shipper = Shipper(tmp_path, store, clock, poll_s=0.001)
+    shipper = Shipper(tmp_path, store, clock, unpriced, poll_s=0.001)
     running = asyncio.create_task(shipper.run())
 
     def shipped(requests: int) -> bool:
@@ -455,7 +455,7 @@ async def test_stop_gives_up_in_time_and_the_next_start_goes_on(tmp_path: Path) 
     journal.close()
     path = tmp_path / "books.db"
     store = FaultyStore(sqlite_store(path), raising(StoreError("busy"), lambda number: True), nothing)
-    shipper = Shipper(tmp_path, store, ManualClock(), poll_s=0.002)
+    shipper = Shipper(tmp_path, store, ManualClock(), unpriced, poll_s=0.002)
     running = asyncio.create_task(shipper.run())
     await until(lambda: shipper.tally.errors > 0)
     assert not await shipper.stop(0.01)
@@ -477,7 +477,7 @@ async def test_a_schema_that_is_too_new_is_not_tried_again(tmp_path: Path) -> No
 
 def test_the_assembler_remembers_changes_only() -> None:
     """Opened once, closed once: what opens and ends between two takes never reaches the checkpoint."""
-    assembler = Assembler(Checkpoint())
+    assembler = Assembler(Checkpoint(), unpriced)
     first, second = make_exchange(1), make_exchange(2)
     journaled = [make_attempt(first), make_attempt(second)]
     records = [
@@ -576,7 +576,7 @@ async def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) ->
     said = Said()
     damage = interrupted = 0
     for life in range(1, KILLS + 1):
-        shipper = Shipper(tmp_path, store, ManualClock(), poll_s=0.002, batch_records_max=200)
+        shipper = Shipper(tmp_path, store, ManualClock(), unpriced, poll_s=0.002, batch_records_max=200)
         shipping = asyncio.create_task(shipper.run())
         await run_and_kill(tmp_path, life, dice, said)
         if life % 3 == 0:  # the control process dies as well, somewhere

@@ -26,10 +26,10 @@ from edgegw.clock import ManualClock
 from edgegw.exchange import Exchange
 from edgegw.ledger import schema, sqlite
 from edgegw.ledger.encoding import encode_attempt, encode_begin, encode_end, encode_try
-from edgegw.ledger.record import AttemptRecord, Begin, End, Try, decoder
+from edgegw.ledger.record import ATTEMPT_COLUMNS, REQUEST_COLUMNS, AttemptRecord, Begin, End, Try, decoder
 from edgegw.ledger.schema import Migration, migrations, statements
 from edgegw.ledger.sqlite import SqliteStore
-from edgegw.ledger.store import Batch, Checkpoint, OpenExchange, Position, SchemaTooNewError, StoreError
+from edgegw.ledger.store import Batch, Checkpoint, OpenExchange, Position, RejectedError, SchemaTooNewError, StoreError
 
 KNOWN = len(migrations("sqlite"))
 
@@ -66,8 +66,8 @@ async def test_the_fields_of_the_records_are_the_columns(tmp_path: Path) -> None
     store = sqlite_store(tmp_path / "books.db")
     await store.read_checkpoint()
     await store.close()
-    assert table_columns(tmp_path / "books.db", "requests") == list(End.__struct_fields__[2:-1])
-    assert table_columns(tmp_path / "books.db", "provider_attempts") == list(AttemptRecord.__struct_fields__[2:])
+    assert table_columns(tmp_path / "books.db", "requests") == list(REQUEST_COLUMNS)
+    assert table_columns(tmp_path / "books.db", "provider_attempts") == list(ATTEMPT_COLUMNS)
 
 
 async def test_a_batch_and_its_checkpoint_are_written_together_and_once(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ async def test_a_file_that_is_moved_away_is_not_written_to_any_more(tmp_path: Pa
 
 async def test_a_number_that_no_column_holds_does_not_kill_the_store(tmp_path: Path) -> None:
     store = sqlite_store(tmp_path / "books.db")
-    with pytest.raises(StoreError):
+    with pytest.raises(RejectedError):
         await store.write(Batch(), Checkpoint(positions={"0-1-1": Position(1, 2**63, 0, 0)}))
     await store.write(a_batch(range(1)), at(1, 1))
     await store.close()
@@ -262,8 +262,8 @@ async def test_the_file_is_private_and_holds_no_log_when_closed(tmp_path: Path) 
 
 async def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "books.db"
-    newer = Migration(KNOWN + 1, "9999_more.sql", "ALTER TABLE requests ADD COLUMN cost_usd_micro INTEGER;")
-    store = SqliteStore(path, (*migrations("sqlite"), newer), ManualClock())
+    newer = Migration(KNOWN + 1, "9999_more.sql", "ALTER TABLE requests ADD COLUMN brand_new INTEGER;")
+    store = SqliteStore(path, (*migrations("sqlite"), newer), ManualClock(), "j")
     await store.write(a_batch(range(1)), at(1, 1))
     await store.close()
     before = path.read_bytes()
@@ -279,12 +279,12 @@ async def test_a_database_is_brought_up_and_keeps_its_rows(tmp_path: Path) -> No
     store = sqlite_store(path)
     await store.write(a_batch(range(3)), at(1, 1))
     await store.close()
-    newer = Migration(KNOWN + 1, "9999_more.sql", "ALTER TABLE requests ADD COLUMN cost_usd_micro INTEGER;\n")
-    store = SqliteStore(path, (*migrations("sqlite"), newer), ManualClock())
+    newer = Migration(KNOWN + 1, "9999_more.sql", "ALTER TABLE requests ADD COLUMN brand_new INTEGER;\n")
+    store = SqliteStore(path, (*migrations("sqlite"), newer), ManualClock(), "j")
     await store.write(a_batch(range(3, 5)), at(1, 2))
     await store.close()
     assert len(states(path)) == 5
-    assert table_columns(path, "requests")[-1] == "cost_usd_micro"
+    assert table_columns(path, "requests")[-1] == "brand_new"
 
 
 async def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ async def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path) -> N
     broken = Migration(
         KNOWN + 1, "9999_broken.sql", "CREATE TABLE half (id INTEGER);\nCREATE TABLE requests (id INTEGER);\n"
     )
-    store = SqliteStore(path, (*migrations("sqlite"), broken), ManualClock())
+    store = SqliteStore(path, (*migrations("sqlite"), broken), ManualClock(), "j")
     with pytest.raises(StoreError, match="already exists"):
         await store.read_checkpoint()
     await store.close()

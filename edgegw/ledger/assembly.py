@@ -4,23 +4,35 @@
 since the last `take`. What is open survives in the checkpoint (`OpenExchange`), so that segments can be deleted while a
 long stream goes on.
 
+What a record cannot know is filled in here: an attempt's tenant and cost, and of a request what its attempts came to.
+So whoever is told of a record as an observer is told of it after `add`.
+
 Pure: knows no file, no clock, no database.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from edgegw.ledger.record import VERSION, AttemptRecord, Begin, End, Record, Try
 from edgegw.ledger.store import Batch, Checkpoint, OpenExchange, Position
 
 INTERRUPTED = "interrupted"
 
+# Sets `cost_usd_micro` and `price_version` of an attempt whose tokens were counted; leaves them None where no price is
+# known.
+Price = Callable[[AttemptRecord], None]
+
+
+def unpriced(record: AttemptRecord) -> None:
+    """A Price that knows none."""
+
 
 class Assembler:
-    __slots__ = ("_batch", "_checkpoint", "_open", "_touched")
+    __slots__ = ("_batch", "_checkpoint", "_open", "_price", "_touched")
 
-    def __init__(self, remembered: Checkpoint) -> None:
+    def __init__(self, remembered: Checkpoint, price: Price) -> None:
+        self._price = price
         self._open: dict[str, OpenExchange] = dict(remembered.opened)
         for exchange in self._open.values():
             exchange.stored = True
@@ -55,12 +67,14 @@ class Assembler:
             if isinstance(record, AttemptRecord):
                 attempts.append(record)
                 exchange = opened.get(record.request_id)
+                self._complete_attempt(record, exchange)
                 if exchange is not None:
                     exchange.flight = None
                     exchange.last = record
                     touched[record.request_id] = exchange
             elif isinstance(record, End):
                 requests.append(record)
+                _complete_request(record, opened.get(record.id))
                 self._close(record.id)
             elif isinstance(record, Begin):
                 opened[record.id] = touched[record.id] = OpenExchange(life, record, record)
@@ -77,9 +91,11 @@ class Assembler:
         for exchange in [exchange for exchange in self._open.values() if exchange.life == life]:
             if exchange.flight is not None:
                 exchange.last = interrupted_attempt(exchange.begin, exchange.flight, wall_ns)
+                self._complete_attempt(exchange.last, exchange)
                 self._batch.attempts.append(exchange.last)
                 added.append(exchange.last)
             row = interrupted_request(exchange, wall_ns)
+            _complete_request(row, exchange)
             self._batch.requests.append(row)
             added.append(row)
             self._close(row.id)
@@ -99,12 +115,42 @@ class Assembler:
         self._batch, self._checkpoint, self._touched = Batch(), Checkpoint(), {}
         return batch, checkpoint
 
+    def _complete_attempt(self, record: AttemptRecord, exchange: OpenExchange | None) -> None:
+        """What it cost, and whose it is. Nobody bills an attempt of which no token came back; of one whose worker died
+        nobody knows."""
+        if record.input_tokens is not None:
+            self._price(record)
+        elif record.error_kind != INTERRUPTED:
+            record.cost_usd_micro = 0
+        if exchange is None:
+            return
+        begin = exchange.begin
+        record.tenant, record.use_case, record.key_id = begin.tenant, begin.use_case, begin.key_id
+        if record.cost_usd_micro is None or exchange.cost_usd_micro is None:
+            exchange.cost_usd_micro = None
+        else:
+            exchange.cost_usd_micro += record.cost_usd_micro
+        exchange.price_version = record.price_version or exchange.price_version
+
     def _close(self, id_: str) -> None:
         exchange = self._open.pop(id_, None)
         if exchange is not None:
             self._touched.pop(id_, None)
             if exchange.stored:
                 self._checkpoint.closed.append(id_)
+
+
+def _complete_request(record: End, exchange: OpenExchange | None) -> None:
+    """What its attempts came to. Without a begin no provider was asked, and nothing spent."""
+    if exchange is None:
+        record.cost_usd_micro = 0 if not record.attempts else None
+        return
+    record.cost_usd_micro, record.price_version = exchange.cost_usd_micro, exchange.price_version
+    last = exchange.last
+    if last is not None:
+        record.model_served = last.upstream_model
+        if last.first_token_us is not None:
+            record.first_token_us = max(0, last.started_ns - record.started_ns) // 1000 + last.first_token_us
 
 
 def interrupted_attempt(begin: Begin, flight: Begin | Try, wall_ns: int) -> AttemptRecord:

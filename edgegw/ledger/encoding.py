@@ -168,6 +168,8 @@ def encode_end(exchange: Exchange, seq: int, only: Attempt | None = None) -> byt
             exchange.bytes_out,
             exchange.key_id,
             None if only is None else _within_end(only),
+            exchange.session_id,
+            exchange.user_id,
         )
     )
 

@@ -159,12 +159,14 @@ class LifeReader:
                 record = decode(payload)
             except BadRecordError:
                 self._damage.unreadable += 1
+                self.position.unreadable += 1
                 continue
             seq = record.seq
             if seq != last + 1:
                 if seq <= last:
                     continue
                 self._damage.gaps += seq - last - 1
+                self.position.gaps += seq - last - 1
             last = seq
             if record.__class__ is End and record.only is not None:
                 records.append(attempt_within(record, record.only))
@@ -180,7 +182,7 @@ class LifeReader:
             self._bad_looks += stop is Stop.BAD
             return self._bad_looks > BAD_LOOKS_MAX and header is not None and self._skip_damage(header, stop)
         if header is None:
-            self._damage.torn += stop is Stop.BAD
+            self._count_torn(stop is Stop.BAD)
         elif self._skip_damage(header, stop):
             return True
         return self._next_segment()
@@ -201,11 +203,15 @@ class LifeReader:
             window_at += CHUNK_BYTES - RECORD_BYTES_MAX - FRAME_BYTES  # windows overlap by the longest record
         if found >= 0:
             self.position.offset = window_at + found
-            self._damage.torn += 1
+            self._count_torn(True)
         elif header.end or self.over:
             self.position.offset = end
-            self._damage.torn += stop is Stop.BAD or header.end != 0
+            self._count_torn(stop is Stop.BAD or header.end != 0)
         return found >= 0
+
+    def _count_torn(self, torn: bool) -> None:
+        self._damage.torn += torn
+        self.position.torn += torn
 
     def _next_segment(self) -> bool:
         behind = [index for index in self._indices() if index > self.position.segment]

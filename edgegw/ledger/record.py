@@ -4,8 +4,10 @@ A record is a msgpack array `[tag, version, seq, ...]` whose fields are those of
 Workers write it (encoding.py) without ever building a struct, the control process reads it with `decoder()`.
 
 The fields of `End` after `seq` are the columns of `requests`, those of `AttemptRecord` the columns of
-`provider_attempts` (sql/): a row is a record without its first two fields, and without the attempt that an `End` may
-carry. Fields are only ever appended; anything else, and whatever an older program must not pass over, is a new VERSION.
+`provider_attempts` (sql/; REQUEST_COLUMNS, ATTEMPT_COLUMNS): a row is a record without its first two fields, and
+without the attempt that an `End` may carry. The last fields of both are not the worker's: the control process fills
+them in when it makes a row of a record (assembly.py). Fields of the worker are only ever appended, before those;
+anything else, and whatever an older program must not pass over, is a new VERSION.
 `*_ns` are Unix nanoseconds, `*_us` microseconds since the start of the exchange or the attempt.
 
 Most exchanges have one attempt, and it ends when they do. It is told within the `End` (`OnlyAttempt`) and not in a
@@ -104,6 +106,12 @@ class AttemptRecord(msgspec.Struct, array_like=True, tag=TAG_ATTEMPT, gc=False):
     upstream_request_id: str | None
     upstream_model: str | None
     reused: bool
+    # The control process's part.
+    tenant: str = ""
+    use_case: str | None = None
+    key_id: str | None = None
+    cost_usd_micro: int | None = None
+    price_version: str | None = None
 
 
 class OnlyAttempt(msgspec.Struct, array_like=True, gc=False):
@@ -157,6 +165,13 @@ class End(msgspec.Struct, array_like=True, tag=TAG_END, gc=False):
     bytes_out: _Count
     key_id: str | None = None
     only: OnlyAttempt | None = None
+    session_id: str | None = None
+    user_id: str | None = None
+    # The control process's part.
+    model_served: str | None = None
+    first_token_us: _Count | None = None
+    cost_usd_micro: int | None = None
+    price_version: str | None = None
 
 
 class Vitals(msgspec.Struct, array_like=True, tag=TAG_VITALS, gc=False):
@@ -170,6 +185,10 @@ class Vitals(msgspec.Struct, array_like=True, tag=TAG_VITALS, gc=False):
 
 
 Record = Begin | Try | AttemptRecord | End | Vitals
+
+REQUEST_COLUMNS = tuple(name for name in End.__struct_fields__[2:] if name != "only")
+ATTEMPT_COLUMNS = AttemptRecord.__struct_fields__[2:]
+_ONLY = End.__struct_fields__.index("only")
 
 
 def decoder() -> Callable[[bytes], Record]:
@@ -219,6 +238,17 @@ def attempt_within(end: End, only: OnlyAttempt) -> AttemptRecord:
         only.upstream_model,
         only.reused,
     )
+
+
+def request_row(end: End) -> tuple[object, ...]:
+    """The values of REQUEST_COLUMNS."""
+    values = msgspec.structs.astuple(end)
+    return values[2:_ONLY] + values[_ONLY + 1 :]
+
+
+def attempt_row(attempt: AttemptRecord) -> tuple[object, ...]:
+    """The values of ATTEMPT_COLUMNS."""
+    return msgspec.structs.astuple(attempt)[2:]
 
 
 def happened_ns(record: Record) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from edgegw.clock import Clock
-from edgegw.ledger.assembly import Assembler
+from edgegw.ledger.assembly import Assembler, Price
 from edgegw.ledger.reader import Damage, LifeReader, Reader
 from edgegw.ledger.record import End, Record, happened_ns
 from edgegw.ledger.store import Batch, Checkpoint, Position, Store, StoreError
@@ -65,6 +65,7 @@ class Shipper:
         state_dir: Path,
         store: Store,
         clock: Clock,
+        price: Price,
         observers: Sequence[Observer] = (),
         *,
         poll_s: float = POLL_S,
@@ -73,6 +74,7 @@ class Shipper:
         self._state_dir = state_dir
         self._store = store
         self._clock = clock
+        self._price = price
         self._observers = tuple(observers)
         self._poll_s = poll_s
         self._batch_records_max = batch_records_max
@@ -96,7 +98,7 @@ class Shipper:
         remembered = await self._insist(self._store.read_checkpoint)
         self._durable = dict(remembered.positions)
         reader = Reader(self._state_dir, remembered.positions, self.tally.damage)
-        assembler = Assembler(remembered)
+        assembler = Assembler(remembered, self._price)
         try:
             self._end_lost_lives(reader, assembler, remembered)
             while True:
@@ -130,8 +132,8 @@ class Shipper:
     def _gather(self, reader: Reader, assembler: Assembler) -> None:
         """One portion of what is new: to the observers and into rows."""
         for life, records in reader.read(self._batch_records_max):
-            self._tell_news(life, records)
             assembler.add(life.name, records)
+            self._tell_news(life, records)
         for life in reader.lives.values():
             if life.drained:
                 self._end_life(assembler, life.name, life.position.wall_ns)

@@ -12,26 +12,49 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from edgegw.clock import Clock
-from edgegw.ledger.record import AttemptRecord, Begin, End, Try
+from edgegw.ledger.record import (
+    ATTEMPT_COLUMNS,
+    REQUEST_COLUMNS,
+    AttemptRecord,
+    Begin,
+    End,
+    Try,
+    attempt_row,
+    request_row,
+)
 from edgegw.ledger.schema import Migration, file_identity, open_database
-from edgegw.ledger.store import Batch, Checkpoint, OpenExchange, Position, StoreError
+from edgegw.ledger.store import Batch, Checkpoint, OpenExchange, Position, RejectedError, StoreError
+from edgegw.ledger.usage import SUMS, UsageKey, usage_of
 
 # How long SQLite itself waits for another process's lock before the shipper backs off.
 BUSY_TIMEOUT_S = 1.0
-# The first fields of a record (version, seq) are no columns; the last of an End is the row of another table.
-_REQUEST_COLUMNS = slice(2, -1)
-_ATTEMPT_COLUMNS = slice(2, None)
+# Ids in one question; SQLite takes 999 values at least.
+IDS_PER_QUESTION = 500
+
+_FORGET_LIFE = (
+    "DELETE FROM checkpoints WHERE journal IN (?, '') AND life = ? AND gaps = 0 AND torn = 0 AND unreadable = 0"
+)
 
 _T = TypeVar("_T")
-_OpenState = tuple[Begin, Begin | Try | None, AttemptRecord | None]
+
+
+class _OpenState(msgspec.Struct, array_like=True):
+    """`open_exchanges.state`: fields are only ever appended."""
+
+    begin: Begin
+    flight: Begin | Try | None
+    last: AttemptRecord | None
+    cost_usd_micro: int | None = 0
+    price_version: str | None = None
 
 
 class SqliteStore:
@@ -41,8 +64,11 @@ class SqliteStore:
     connection is made, so after an error.
     """
 
-    def __init__(self, path: Path, known: tuple[Migration, ...], clock: Clock, *, pages_max: int = 0) -> None:
+    def __init__(
+        self, path: Path, known: tuple[Migration, ...], clock: Clock, journal: str, *, pages_max: int = 0
+    ) -> None:
         self._path = path
+        self._journal = journal
         self._known = known
         self._clock = clock
         self.pages_max = pages_max
@@ -54,10 +80,9 @@ class SqliteStore:
         sqlite3.register_adapter(type(None), _as_it_is)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(_OpenState).decode
-        self._insert_request = _insert("requests", End.__struct_fields__[_REQUEST_COLUMNS], "id")
-        self._insert_attempt = _insert(
-            "provider_attempts", AttemptRecord.__struct_fields__[_ATTEMPT_COLUMNS], "request_id, number"
-        )
+        self._insert_request = _insert("requests", REQUEST_COLUMNS, "id")
+        self._insert_attempt = _insert("provider_attempts", ATTEMPT_COLUMNS, "request_id, number")
+        self._add_usage = _adding("usage_hours", (*UsageKey._fields, "journal"), SUMS)
 
     async def write(self, batch: Batch, checkpoint: Checkpoint) -> None:
         """See Store.write."""
@@ -80,7 +105,10 @@ class SqliteStore:
     def _guarded(self, work: Callable[[], _T]) -> _T:
         try:
             return work()
-        except (sqlite3.Error, OSError, OverflowError, UnicodeEncodeError, msgspec.DecodeError) as error:
+        except (sqlite3.DataError, sqlite3.IntegrityError, OverflowError, UnicodeEncodeError) as error:
+            self._disconnect()
+            raise RejectedError(f"{self._path.name}: {error}") from error
+        except (sqlite3.Error, OSError, msgspec.DecodeError) as error:
             self._disconnect()
             raise StoreError(f"{self._path.name}: {error}") from error
         except BaseException:
@@ -88,44 +116,79 @@ class SqliteStore:
             raise
 
     def _write(self, batch: Batch, checkpoint: Checkpoint) -> None:
-        row = msgspec.structs.astuple
-        requests = [row(record)[_REQUEST_COLUMNS] for record in batch.requests]
-        attempts = [row(record)[_ATTEMPT_COLUMNS] for record in batch.attempts]
         connection = self._connected()
         connection.execute("BEGIN IMMEDIATE")
-        if requests:
-            connection.executemany(self._insert_request, requests)
-        if attempts:
-            connection.executemany(self._insert_attempt, attempts)
+        if batch.rows and not self._insert(connection, batch.requests, batch.attempts):
+            # Some are there already, from before a crash: only what is new is added to the sums.
+            connection.execute("ROLLBACK")
+            connection.execute("BEGIN IMMEDIATE")
+            self._insert(connection, *self._new(connection, batch))
         self._write_checkpoint(connection, checkpoint)
         connection.execute("COMMIT")
 
+    def _insert(self, connection: sqlite3.Connection, requests: list[End], attempts: list[AttemptRecord]) -> bool:
+        """The rows and what they add to the sums; False, and no sums, when some of them were there."""
+        before = connection.total_changes
+        connection.executemany(self._insert_request, map(request_row, requests))
+        connection.executemany(self._insert_attempt, map(attempt_row, attempts))
+        if connection.total_changes - before != len(requests) + len(attempts):
+            return False
+        usage = usage_of(requests, attempts)
+        connection.executemany(self._add_usage, [(*key, self._journal, *sums) for key, sums in usage.items()])
+        return True
+
+    def _new(self, connection: sqlite3.Connection, batch: Batch) -> tuple[list[End], list[AttemptRecord]]:
+        """What of a batch is not there yet, each once."""
+        requests = {row.id: row for row in batch.requests}
+        for (id_,) in self._known_of(connection, "SELECT id FROM requests WHERE id IN", list(requests)):
+            requests.pop(id_, None)
+        attempts = {(row.request_id, row.number): row for row in batch.attempts}
+        asked = list({row.request_id for row in batch.attempts})
+        question = "SELECT request_id, number FROM provider_attempts WHERE request_id IN"
+        for known in self._known_of(connection, question, asked):
+            attempts.pop(known, None)
+        return list(requests.values()), list(attempts.values())
+
+    def _known_of(self, connection: sqlite3.Connection, question: str, ids: list[str]) -> Iterator[tuple[Any, ...]]:
+        for start in range(0, len(ids), IDS_PER_QUESTION):
+            some = ids[start : start + IDS_PER_QUESTION]
+            yield from connection.execute(f"{question} ({', '.join('?' * len(some))})", some).fetchall()
+
     def _write_checkpoint(self, connection: sqlite3.Connection, checkpoint: Checkpoint) -> None:
+        journal = self._journal
         connection.executemany(
-            "INSERT OR REPLACE INTO checkpoints (life, segment, offset, seq, wall_ns) VALUES (?, ?, ?, ?, ?)",
-            [(life, at.segment, at.offset, at.seq, at.wall_ns) for life, at in checkpoint.positions.items()],
+            "INSERT OR REPLACE INTO checkpoints (journal, life, segment, offset, seq, wall_ns, gaps, torn, unreadable) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [(journal, life, *astuple(at)) for life, at in checkpoint.positions.items()],
         )
         if checkpoint.opened:
             connection.executemany(
-                "INSERT OR REPLACE INTO open_exchanges (id, life, state) VALUES (?, ?, ?)",
-                [
-                    (id_, exchange.life, self._encode((exchange.begin, exchange.flight, exchange.last)))
-                    for id_, exchange in checkpoint.opened.items()
-                ],
+                "INSERT OR REPLACE INTO open_exchanges (id, life, state, journal) VALUES (?, ?, ?, ?)",
+                [(id_, of.life, self._encode(_state(of)), journal) for id_, of in checkpoint.opened.items()],
             )
         if checkpoint.closed:
             connection.executemany("DELETE FROM open_exchanges WHERE id = ?", [(id_,) for id_ in checkpoint.closed])
-        if checkpoint.ended:
-            connection.executemany("DELETE FROM checkpoints WHERE life = ?", [(life,) for life in checkpoint.ended])
+        ended = [(journal, life) for life in checkpoint.ended]
+        if ended:
+            connection.executemany(_FORGET_LIFE, ended)
+            connection.executemany("UPDATE checkpoints SET ended = 1 WHERE journal IN (?, '') AND life = ?", ended)
 
     def _read_checkpoint(self) -> Checkpoint:
         connection = self._connected()
         checkpoint = Checkpoint()
-        for life, *position in connection.execute("SELECT life, segment, offset, seq, wall_ns FROM checkpoints"):
+        # '' is from before a database told journals apart: then there was this one only.
+        mine = "WHERE journal IN (?, '')"
+        names = ", ".join(field.name for field in fields(Position))
+        query = f"SELECT life, {names} FROM checkpoints {mine} AND NOT ended"
+        for life, *position in connection.execute(query, (self._journal,)):
             checkpoint.positions[life] = Position(*position)
-        for id_, life, state in connection.execute("SELECT id, life, state FROM open_exchanges"):
-            begin, flight, last = self._decode(state)
-            checkpoint.opened[id_] = OpenExchange(life, begin, flight, last, stored=True)
+        for id_, life, state in connection.execute(
+            f"SELECT id, life, state FROM open_exchanges {mine}", (self._journal,)
+        ):
+            of = self._decode(state)
+            checkpoint.opened[id_] = OpenExchange(
+                life, of.begin, of.flight, of.last, of.cost_usd_micro, of.price_version, stored=True
+            )
         return checkpoint
 
     def _connected(self) -> sqlite3.Connection:
@@ -150,6 +213,19 @@ class SqliteStore:
 def _insert(table: str, columns: tuple[str, ...], key: str) -> str:
     marks = ", ".join("?" * len(columns))
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks}) ON CONFLICT ({key}) DO NOTHING"
+
+
+def _adding(table: str, key: tuple[str, ...], sums: tuple[str, ...]) -> str:
+    marks = ", ".join("?" * (len(key) + len(sums)))
+    added = ", ".join(f"{name} = {name} + excluded.{name}" for name in sums)
+    return (
+        f"INSERT INTO {table} ({', '.join(key + sums)}) VALUES ({marks}) "
+        f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {added}"
+    )
+
+
+def _state(of: OpenExchange) -> _OpenState:
+    return _OpenState(of.begin, of.flight, of.last, of.cost_usd_micro, of.price_version)
 
 
 def _as_it_is(none: None) -> None:

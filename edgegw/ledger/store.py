@@ -1,7 +1,8 @@
 """The seam between the shipper and a database: what is written in one go, and what is read back after a crash.
 
-A `Store` writes a batch of rows and the checkpoint that covers them in one transaction. SQLite is one (sqlite.py).
-Whatever it is told twice it stores once: `requests.id` and `provider_attempts (request_id, number)` are its keys.
+A `Store` writes a batch of rows, what they add to the sums (usage.py) and the checkpoint that covers them in one
+transaction. Whatever it is told twice it stores once: `requests.id` and `provider_attempts (request_id, number)` are
+its keys. A database may hold the books of several gateways; a store reads and writes the checkpoint of one journal.
 
 Pure values; knows no database and no file.
 """
@@ -20,6 +21,11 @@ class StoreError(Exception):
     """The store cannot do it now (busy, full, away). Nothing of the batch is stored; the same call may be repeated."""
 
 
+class RejectedError(Exception):
+    """The database is there and does not take these rows, whenever it is asked (a value that no column holds). Nothing
+    of the batch is stored; a smaller one, without the row that is to blame, may be."""
+
+
 class SchemaTooNewError(Exception):
     """The database belongs to a newer version of this program. Nothing is read or written."""
 
@@ -27,27 +33,39 @@ class SchemaTooNewError(Exception):
 @dataclass(slots=True)
 class Position:
     """How far a life is read: the next offset in a segment, and the sequence number of the last record before it.
-    `wall_ns` is the latest moment that a record told of."""
+    `wall_ns` is the latest moment that a record told of. `gaps`: sequence numbers never seen; `torn`: places where
+    bytes were no record; `unreadable`: whole records that we do not understand."""
 
     segment: int = 1
     offset: int = 0
     seq: int = 0
     wall_ns: int = 0
+    gaps: int = 0
+    torn: int = 0
+    unreadable: int = 0
+
+    @property
+    def damaged(self) -> bool:
+        return bool(self.gaps or self.torn or self.unreadable)
 
 
 class OpenExchange(msgspec.Struct, gc=False):
-    """An exchange without its End. `flight` is the attempt under way, `last` the latest one that is finished."""
+    """An exchange without its End. `flight` is the attempt under way, `last` the latest one that is finished, `cost_*`
+    and `price_version` what the finished ones came to."""
 
     life: str
     begin: Begin
     flight: Begin | Try | None
     last: AttemptRecord | None = None
+    cost_usd_micro: int | None = 0
+    price_version: str | None = None
     stored: bool = False
 
 
 @dataclass(slots=True)
 class Checkpoint:
-    """`positions` by life. `opened`: exchanges to remember by id. `closed`: ids, and `ended`: lives, to forget.
+    """`positions` by life. `opened`: exchanges to remember by id. `closed`: ids, and `ended`: lives, to forget; of a
+    life that was damaged the position stays, marked as ended, as evidence for `edgegw ledger verify`.
 
     Written, it holds changes only; read, it holds everything (and `closed` and `ended` are empty).
     """
@@ -71,7 +89,7 @@ class Batch:
 
 
 class Store(Protocol):
-    """Both raise StoreError, and SchemaTooNewError, which no repetition will mend."""
+    """Both raise StoreError, and SchemaTooNewError, which no repetition will mend; `write` raises RejectedError."""
 
     async def write(self, batch: Batch, checkpoint: Checkpoint) -> None:
         """All of it or nothing. Rows that are there already are left as they are."""
