@@ -56,7 +56,7 @@ LAYERS: dict[int, str] = {
         limits.redis.authority
         ledger.segment ledger.identity ledger.journal ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
         ledger.listing
-        ledger.shipper
+        ledger.shipper ledger.rejected ledger.telling
         telemetry.metrics
         simulator.rules_file
     """,

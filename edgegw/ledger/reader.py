@@ -113,6 +113,12 @@ class LifeReader:
             self.position.wall_ns = max(self.position.wall_ns, happened_ns(records[-1]))
         return records
 
+    def move(self, position: Position) -> None:
+        """Go on from where another reader of this life stands."""
+        if position.segment != self.position.segment:
+            self._close_segment()
+        self.position = replace(position)
+
     def release(self, durable: Position) -> None:
         """Delete the segments that lie wholly before a position that is stored."""
         for index in self._indices():
@@ -275,6 +281,7 @@ class Reader:
         self._start = dict(positions)
         self._decode = decoder()
         self._damage = damage
+        self._forgotten: set[str] = set()
         self.lives: dict[str, LifeReader] = {}
         self.behind = False
         self.discover()
@@ -286,7 +293,7 @@ class Reader:
         except FileNotFoundError:
             return
         for name in names:
-            if name not in self.lives and _LIFE_NAME.fullmatch(name):
+            if name not in self.lives and name not in self._forgotten and _LIFE_NAME.fullmatch(name):
                 position = replace(self._start.get(name, Position()))
                 self.lives[name] = LifeReader(self._root / name, position, self._decode, self._damage)
 
@@ -306,8 +313,17 @@ class Reader:
         return {name: replace(life.position) for name, life in self.lives.items()}
 
     def remove(self, name: str) -> None:
-        """Forget a drained life and delete its directory."""
-        self.lives.pop(name).remove()
+        """Forget a drained life and delete its directory. One that cannot be deleted is not read again by us."""
+        self.lives[name].remove()
+        self.forget(name)
+
+    def forget(self, name: str) -> None:
+        """Read no more of a life, which another deletes."""
+        life = self.lives.pop(name, None)
+        if life is not None:
+            life.close()
+        if (self._root / name).exists():
+            self._forgotten.add(name)
 
     def close(self) -> None:
         for life in self.lives.values():
