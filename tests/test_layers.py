@@ -55,6 +55,7 @@ LAYERS: dict[int, str] = {
         limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.replicas
         limits.redis.authority
         ledger.segment ledger.identity ledger.journal ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
+        ledger.sqlite_retention ledger.upkeep
         ledger.listing
         ledger.shipper
         telemetry.metrics
