@@ -24,7 +24,8 @@ PACKAGE = "edgegw"
 LAYERS: dict[int, str] = {
     0: """
         __init__ errors exchange clock
-        settings.__init__ settings.model settings.values settings.fields settings.addresses settings.redis_address
+        settings.__init__ settings.model settings.values settings.fields settings.addresses settings.url_parts
+        settings.redis_address settings.database_address
         settings.tree settings.mistakes settings.checks settings.interpolation settings.document settings.environment
         settings.load settings.schema settings.describe settings.specs settings.tenant_fields settings.tenant_checks
     """,
