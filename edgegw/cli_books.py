@@ -124,7 +124,7 @@ def tail(
     follow: bool,
     **chosen: Unpack[Chosen],
 ) -> None:
-    """Show the latest requests, and with -f those to come, as they are written."""
+    """Show the latest requests, and with -f those to come."""
     table: Table = "provider_attempts" if of_attempts else "requests"
     for name, option in (("state", "--state"), ("session_id", "--session"), ("user_id", "--user")):
         if of_attempts and chosen.get(name) is not None:

@@ -8,7 +8,7 @@ command), so SQLite's calls are made on the spot.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
@@ -39,7 +39,7 @@ class Books(Protocol):
         """All questions within see the books as they were at the first one."""
         ...
 
-    def follow(self, table: Table, chosen: Filter, last: int) -> AsyncIterator[list[Row]]:
+    def follow(self, table: Table, chosen: Filter, last: int) -> AsyncGenerator[list[Row], None]:
         """Rows as they are written, without end, after the `last` ones that are there; an empty portion when there is
         nothing new."""
         ...
@@ -74,7 +74,7 @@ class SqliteBooks:
             with self._reading() as connection:
                 connection.execute("ROLLBACK")
 
-    async def follow(self, table: Table, chosen: Filter, last: int) -> AsyncIterator[list[Row]]:
+    async def follow(self, table: Table, chosen: Filter, last: int) -> AsyncGenerator[list[Row], None]:
         """See Books.follow: rowid is the order in which rows were written."""
         where, values = conditions(table, chosen)
         with self._reading() as connection:

@@ -1,7 +1,7 @@
 """What can be asked of the books, as SQL: filters, the newest rows, sums by whatever somebody wants to know.
 
-One text for SQLite and PostgreSQL: the columns are the same (sql/), a `?` stands for a value, and what either of the two
-would understand differently is not used. Who asks is books.py, or postgres/books.py.
+One text for SQLite and PostgreSQL: the columns are the same (sql/), a `?` stands for a value, and what the two would
+understand differently is not used. Who asks is books.py, or postgres/books.py.
 
 Pure: words and numbers in, text and values out.
 """
