@@ -47,6 +47,8 @@ from edgegw.ledger.journal import JOURNAL_DIR, Journal, bytes_on_disk
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
+from edgegw.ledger.sqlite_retention import SqliteRetention
+from edgegw.ledger.upkeep import Upkeep, Upkeeper
 from edgegw.leg import LegWaits
 from edgegw.limits import tally
 from edgegw.limits.accounts import TALLY_CELLS, Accounts
@@ -308,6 +310,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
             names.LEDGER_LAG: lambda: shipper.lag_s,
             names.LEDGER_ROWS: lambda: shipper.tally.rows,
             names.LEDGER_ERRORS: lambda: shipper.tally.errors,
+            names.LEDGER_UPKEEP_ERRORS: lambda: upkeeper.tally.errors,
             names.LEDGER_INTERRUPTED: lambda: shipper.tally.interrupted,
             names.JOURNAL_BYTES: lambda: bytes_on_disk(state_dir / JOURNAL_DIR),
         }
@@ -315,6 +318,9 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     known = migrations("sqlite")
     store = SqliteStore(Path(settings.sqlite_path), known, clock, identity(state_dir))
     prices = PriceList(settings.prices, settings.providers.values(), shipped_prices())
+    retention_s = settings.storage.retention_s
+    upkeeps: list[Upkeep] = [] if retention_s is None else [SqliteRetention(store.file, retention_s)]
+    upkeeper = Upkeeper(upkeeps, clock)
     shipper = Shipper(state_dir, store, clock, prices.price, [metrics.observe])
     control: ControlProcess
 
@@ -334,6 +340,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
         shared,
         shipper,
         store,
+        upkeeper,
         server,
         keys,
         settings.server.workers,

@@ -7,10 +7,23 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import uvloop
+from postgres_rig import module_postgreses, postgres, postgreses, shared_postgres
 from redis_rig import module_redises, redis, redises, shared_redis
 from rig import gateway, module_gateways, simulator
 
-__all__ = ["gateway", "module_gateways", "module_redises", "redis", "redises", "shared_redis", "simulator"]
+__all__ = [
+    "gateway",
+    "module_gateways",
+    "module_postgreses",
+    "module_redises",
+    "postgres",
+    "postgreses",
+    "redis",
+    "redises",
+    "shared_postgres",
+    "shared_redis",
+    "simulator",
+]
 
 
 def pytest_asyncio_loop_factories(

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import Struct
 
 from edgegw.exchange import RetryPolicy
-from edgegw.settings import addresses, redis_address, values
+from edgegw.settings import addresses, database_address, redis_address, values
 from edgegw.settings.model import (
     JournalSettings,
     OwnPrice,
@@ -206,8 +206,19 @@ JOURNAL = Section(
 STORAGE = Section(
     StorageSettings,
     (
-        Field("database_url", "database_url", addresses.database_url(), "The rows; edgegw.db in state_dir if not set."),
+        Field(
+            "database_url",
+            "database_url",
+            database_address.database_url(),
+            "The rows; edgegw.db in state_dir if not set.",
+        ),
         Field("redis_url", "redis_url", redis_address.redis_url(), "Limits shared between gateways."),
+        Field(
+            "retention",
+            "retention_s",
+            values.duration("1h", "36500d"),
+            "How old rows may become, e.g. 90d; they are kept if not set.",
+        ),
         Field("journal", "journal", JOURNAL, "What waits on disk until the database has it."),
     ),
     StorageSettings,

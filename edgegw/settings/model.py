@@ -17,6 +17,11 @@ ProviderKind = Literal["openai", "anthropic", "openai-compatible"]
 Auth = Literal["none", "keys"]
 # What happens to a tenant's limits while Redis is away: its share of them, no limit, or no request.
 WithoutRedis = Literal["local", "open", "closed"]
+# As libpq has them.
+SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+SessionAttribute = Literal["any", "primary", "read-write"]
+
+SQLITE = "sqlite:///"
 
 _KIB = 1024
 _MIB = 1024 * _KIB
@@ -209,11 +214,13 @@ class JournalSettings(Struct, frozen=True, kw_only=True):
 
 
 class StorageSettings(Struct, frozen=True, kw_only=True):
-    """Where rows and limits are kept. No `database_url`: SQLite in the state directory. `redis_url` is one that
-    `redis_address.parse_redis` takes apart; None: each gateway keeps its own limits."""
+    """Where rows and limits are kept. `database_url` is `sqlite:///…`, or one that `database_address.parse_postgres`
+    takes apart; None: SQLite in the state directory. `redis_url` is one that `redis_address.parse_redis` takes apart;
+    None: each gateway keeps its own limits. `retention_s`: how old a row may become; None: rows are kept."""
 
-    database_url: str | None = None
+    database_url: Secret | None = None
     redis_url: Secret | None = None
+    retention_s: float | None = None
     journal: JournalSettings = JournalSettings()
 
 
@@ -235,11 +242,19 @@ class Settings(Struct, frozen=True, kw_only=True):
     source: str = "environment"
 
     @property
+    def postgres_url(self) -> Secret | None:
+        """The database of the rows when that is a PostgreSQL; None: it is SQLite, see `sqlite_path`."""
+        url = self.storage.database_url
+        return None if url is None or url.reveal().startswith(SQLITE) else url
+
+    @property
     def sqlite_path(self) -> str:
-        """The file of the rows: what follows `sqlite:///`, else `edgegw.db` in the state directory."""
-        if self.storage.database_url is None:
+        """The file of the rows where no PostgreSQL is set: what follows `sqlite:///`, else `edgegw.db` in the state
+        directory."""
+        url = self.storage.database_url
+        if url is None or self.postgres_url is not None:
             return f"{self.server.state_dir}/edgegw.db"
-        return self.storage.database_url.removeprefix("sqlite:///")
+        return url.reveal().removeprefix(SQLITE)
 
 
 def parse_target(text: str) -> Target:

@@ -19,11 +19,11 @@ from msgspec import Struct
 from edgegw.settings.model import Secret, parse_target
 
 _DIGITS_MAX = 15  # more than any setting needs, and few enough to stay exact in a JSON number
-_UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
+_UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _UNIT_BYTES = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1}
 
 _WHOLE = re.compile(r"0|[1-9][0-9]*")
-_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(ms|s|m|h)?")
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(ms|s|m|h|d)?")
 _SIZE = re.compile(r"([0-9]{1,15}) ?(B|KiB|MiB|GiB)?")
 _PRICE = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,12})?")
 _VISIBLE = re.compile(r"[!-~]+")
@@ -141,6 +141,8 @@ def _milliseconds(text: str) -> int:
 
 
 def _show_duration(seconds: float) -> str:
+    if seconds and seconds % 86_400 == 0:
+        return f"{seconds / 86_400:.0f}d"
     return f"{seconds:.0f}s" if seconds % 1 == 0 else f"{seconds * 1000:.0f}ms"
 
 

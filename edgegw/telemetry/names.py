@@ -85,6 +85,11 @@ LEDGER_ERRORS = Family("edgegw_ledger_errors_total", "counter", "Batches that th
 LEDGER_INTERRUPTED = Family(
     "edgegw_ledger_interrupted_total", "counter", "Requests closed in the books because their worker had died."
 )
+LEDGER_UPKEEP_ERRORS = Family(
+    "edgegw_ledger_upkeep_errors_total",
+    "counter",
+    "Times that old rows could not be deleted, or partitions not be made.",
+)
 JOURNAL_BYTES = Family("edgegw_journal_bytes", "gauge", "Bytes of all workers' journals on disk, shipped or not.")
 
 # Only with Redis as the authority of limits.
