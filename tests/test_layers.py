@@ -30,7 +30,7 @@ LAYERS: dict[int, str] = {
         settings.load settings.schema settings.describe settings.specs settings.tenant_fields settings.tenant_checks
     """,
     1: """
-        access pattern routing retry breaker tokens endpoints reply_fields
+        access pattern routing retry breaker tokens endpoints reply_fields price_table prices
         http.__init__ http.request http.chunked http.known_head http.connection http.response http.outbox http.reply
         http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
@@ -57,7 +57,7 @@ LAYERS: dict[int, str] = {
         limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.replicas
         limits.redis.authority
         ledger.segment ledger.identity ledger.journal ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
-        ledger.books
+        ledger.sqlite_retention ledger.upkeep ledger.books
         ledger.shipper
         telemetry.metrics
         simulator.rules_file
@@ -107,6 +107,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "keys.feed": ("channel", "channel_server"),  # … and says them to every worker
     "channel_server": ("channel", "limits.authority", "limits.tally"),  # the two ends speak the same messages
     "routing": ("pattern",),
+    "prices": ("ledger.record", "pattern", "price_table"),  # of an attempt as it stands in the books
     "limits.rules": ("pattern",),
     "limits.redis.absence": ("limits.bucket", "limits.meter"),  # the same shapes and words, counted elsewhere
     "limits.redis.keys": ("limits.meter",),
@@ -142,6 +143,7 @@ MAY_READ_FILES = {
     "settings.interpolation",
     "settings.load",
     "providers.models",  # its table comes with the package
+    "price_table",
     "limits.redis.script",  # and so does the script
 }
 
@@ -166,6 +168,7 @@ NOT_IN_THE_DATA_PLANE_OWN = (
     "simulator.",
     "ledger.sqlite",
     "ledger.shipper",
+    "price",
     "keys.sqlite",
     "keys.feed",
     "keys.making",
