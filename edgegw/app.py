@@ -42,7 +42,6 @@ from edgegw.keys.feed import KeyFeed
 from edgegw.keys.sqlite import SqliteKeys
 from edgegw.keys.subscriber import KeySubscriber
 from edgegw.keys.table import KeyTable, settings_keys
-from edgegw.ledger.assembly import unpriced
 from edgegw.ledger.identity import identity
 from edgegw.ledger.journal import JOURNAL_DIR, Journal, bytes_on_disk
 from edgegw.ledger.schema import migrations
@@ -57,6 +56,8 @@ from edgegw.limits.authority import MemoryAuthority
 from edgegw.limits.limiter import Limiter
 from edgegw.limits.memory_file import MemoryFile
 from edgegw.limits.rules import Rules
+from edgegw.price_table import shipped as shipped_prices
+from edgegw.prices import PriceList
 from edgegw.providers import registry
 from edgegw.retry import RetryBudget
 from edgegw.routing import Router
@@ -316,10 +317,11 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     )
     known = migrations("sqlite")
     store = SqliteStore(Path(settings.sqlite_path), known, clock, identity(state_dir))
+    prices = PriceList(settings.prices, settings.providers.values(), shipped_prices())
     retention_s = settings.storage.retention_s
     upkeeps: list[Upkeep] = [] if retention_s is None else [SqliteRetention(store.file, retention_s)]
     upkeeper = Upkeeper(upkeeps, clock)
-    shipper = Shipper(state_dir, store, clock, unpriced, [metrics.observe])
+    shipper = Shipper(state_dir, store, clock, prices.price, [metrics.observe])
     control: ControlProcess
 
     def render() -> bytes:

@@ -1,7 +1,7 @@
 """The books in SQLite: one file, one writer, one thread.
 
 One batch is one transaction, in the thread of the file (sqlite_file.py, which also says what a file promises). The only
-module that knows how the tables are written; listing.py reads them.
+module that knows how the tables are written; books.py reads them.
 """
 
 from __future__ import annotations

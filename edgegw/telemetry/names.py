@@ -59,6 +59,18 @@ TOKENS = Family(
     "Tokens as the provider counted them; input includes cached and cache_write, output includes reasoning.",
     ("provider", "model", "type"),
 )
+COST = Family(
+    "edgegw_cost_usd_total",
+    "counter",
+    "What attempts cost, in US dollars, as far as their models have a price.",
+    ("provider", "model"),
+)
+UNPRICED = Family(
+    "edgegw_unpriced_attempts_total",
+    "counter",
+    "Attempts that used tokens for which nobody knows a price.",
+    ("provider", "model"),
+)
 FIRST_TOKEN = Family(
     "edgegw_time_to_first_token_seconds",
     "histogram",
