@@ -5,6 +5,7 @@ loads no YAML parser.
 """
 
 from edgegw.settings.checks import warnings
+from edgegw.settings.database_address import PostgresAddress, parse_postgres
 from edgegw.settings.describe import describe
 from edgegw.settings.load import DEFAULT_FILE, load, load_text
 from edgegw.settings.mistakes import Mistake, NoProviderError, SettingsError
@@ -16,6 +17,7 @@ from edgegw.settings.model import (
     KeySettings,
     LimitSettings,
     OwnLimits,
+    OwnPrice,
     ProviderKind,
     ProviderSettings,
     RouteSettings,
@@ -42,6 +44,8 @@ __all__ = [
     "Mistake",
     "NoProviderError",
     "OwnLimits",
+    "OwnPrice",
+    "PostgresAddress",
     "ProviderKind",
     "ProviderSettings",
     "RedisAddress",
@@ -58,6 +62,7 @@ __all__ = [
     "describe",
     "load",
     "load_text",
+    "parse_postgres",
     "parse_redis",
     "parse_target",
     "schema",
