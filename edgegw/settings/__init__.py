@@ -26,6 +26,7 @@ from edgegw.settings.model import (
     StorageSettings,
     TenantSettings,
     Timeouts,
+    WhenFull,
     WithoutRedis,
     parse_target,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "StorageSettings",
     "TenantSettings",
     "Timeouts",
+    "WhenFull",
     "WithoutRedis",
     "describe",
     "load",
