@@ -59,6 +59,18 @@ TOKENS = Family(
     "Tokens as the provider counted them; input includes cached and cache_write, output includes reasoning.",
     ("provider", "model", "type"),
 )
+COST = Family(
+    "edgegw_cost_usd_total",
+    "counter",
+    "What attempts cost, in US dollars, as far as their models have a price.",
+    ("provider", "model"),
+)
+UNPRICED = Family(
+    "edgegw_unpriced_attempts_total",
+    "counter",
+    "Attempts that used tokens for which nobody knows a price.",
+    ("provider", "model"),
+)
 FIRST_TOKEN = Family(
     "edgegw_time_to_first_token_seconds",
     "histogram",
@@ -78,6 +90,11 @@ LEDGER_DAMAGE = Family(
     "counter",
     "What the journals had that was not as it should be: kind is torn, gaps, unreadable, foreign or failed.",
     ("kind",),
+)
+LEDGER_UPKEEP_ERRORS = Family(
+    "edgegw_ledger_upkeep_errors_total",
+    "counter",
+    "Times that old rows could not be deleted, or partitions not be made.",
 )
 JOURNAL_BYTES = Family("edgegw_journal_bytes", "gauge", "Bytes of all workers' journals on disk, shipped or not.")
 JOURNAL_TROUBLE = Family(
