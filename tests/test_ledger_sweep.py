@@ -36,7 +36,8 @@ from ledger_traces import (
 
 from edgegw.clock import ManualClock
 from edgegw.exchange import Target
-from edgegw.ledger.journal import JOURNAL_DIR, LIFE_FILE, Journal
+from edgegw.ledger.journal import Journal
+from edgegw.ledger.life import JOURNAL_DIR, LIFE_FILE
 from edgegw.ledger.record import AttemptRecord
 from edgegw.ledger.rejected import rows_set_aside
 from edgegw.ledger.shipper import Shipper
