@@ -34,12 +34,12 @@ RECORDS_PER_EXCHANGE = 2
 DRAIN_TIMEOUT_S = 120.0
 
 
-def exchanges(count: int) -> list[Exchange]:
+def exchanges(count: int, first: int = 0) -> list[Exchange]:
     """Plain exchanges as a gateway would make them, 0.1 ms apart."""
     target = Target("openai", "gpt-5-mini")
     route = Route("use_case:support_summary", (target,))
     made = []
-    for number in range(count):
+    for number in range(first, first + count):
         at_ns = WALL_NS + number * 100_000
         attempt = Attempt(
             1,
