@@ -55,6 +55,10 @@ bench: $(RUNTIME) $(PEERS)/.peers  ## CPU per request and per event against Envo
 	@load/prepare
 	@$(BIN)/python -m load.bench $(ARGS)
 
+.PHONY: prices
+prices: $(DEV)  ## make edgegw/providers/prices.json again, from the genai-prices of the lock (make lock UPGRADE=…)
+	@$(BIN)/python -m scripts.flatten_prices
+
 .PHONY: lock
 lock: $(LOCKER)/.locker  ## make the lock files again (UPGRADE=--upgrade takes newer versions)
 	@echo 'setuptools>=77' | $(COMPILE) pyproject.toml - --extra redis -o requirements.lock

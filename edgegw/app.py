@@ -42,12 +42,13 @@ from edgegw.keys.feed import KeyFeed
 from edgegw.keys.sqlite import SqliteKeys
 from edgegw.keys.subscriber import KeySubscriber
 from edgegw.keys.table import KeyTable, settings_keys
-from edgegw.ledger.assembly import unpriced
 from edgegw.ledger.identity import identity
 from edgegw.ledger.journal import JOURNAL_DIR, Journal, bytes_on_disk
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
+from edgegw.ledger.sqlite_retention import SqliteRetention
+from edgegw.ledger.upkeep import Upkeep, Upkeeper
 from edgegw.leg import LegWaits
 from edgegw.limits import tally
 from edgegw.limits.accounts import TALLY_CELLS, Accounts
@@ -55,6 +56,8 @@ from edgegw.limits.authority import MemoryAuthority
 from edgegw.limits.limiter import Limiter
 from edgegw.limits.memory_file import MemoryFile
 from edgegw.limits.rules import Rules
+from edgegw.price_table import shipped as shipped_prices
+from edgegw.prices import PriceList
 from edgegw.providers import registry
 from edgegw.retry import RetryBudget
 from edgegw.routing import Router
@@ -307,13 +310,18 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
             names.LEDGER_LAG: lambda: shipper.lag_s,
             names.LEDGER_ROWS: lambda: shipper.tally.rows,
             names.LEDGER_ERRORS: lambda: shipper.tally.errors,
+            names.LEDGER_UPKEEP_ERRORS: lambda: upkeeper.tally.errors,
             names.LEDGER_INTERRUPTED: lambda: shipper.tally.interrupted,
             names.JOURNAL_BYTES: lambda: bytes_on_disk(state_dir / JOURNAL_DIR),
         }
     )
     known = migrations("sqlite")
     store = SqliteStore(Path(settings.sqlite_path), known, clock, identity(state_dir))
-    shipper = Shipper(state_dir, store, clock, unpriced, [metrics.observe])
+    prices = PriceList(settings.prices, settings.providers.values(), shipped_prices())
+    retention_s = settings.storage.retention_s
+    upkeeps: list[Upkeep] = [] if retention_s is None else [SqliteRetention(store.file, retention_s)]
+    upkeeper = Upkeeper(upkeeps, clock)
+    shipper = Shipper(state_dir, store, clock, prices.price, [metrics.observe])
     control: ControlProcess
 
     def render() -> bytes:
@@ -332,6 +340,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
         shared,
         shipper,
         store,
+        upkeeper,
         server,
         keys,
         settings.server.workers,

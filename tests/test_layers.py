@@ -30,7 +30,7 @@ LAYERS: dict[int, str] = {
         settings.load settings.schema settings.describe settings.specs settings.tenant_fields settings.tenant_checks
     """,
     1: """
-        access pattern routing retry breaker tokens endpoints reply_fields
+        access pattern routing retry breaker tokens endpoints reply_fields price_table prices
         http.__init__ http.request http.chunked http.known_head http.connection http.response http.outbox http.reply
         http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
@@ -44,6 +44,7 @@ LAYERS: dict[int, str] = {
         limits.redis.__init__ limits.redis.keys limits.redis.script limits.redis.absence limits.redis.tab
         limits.rules limits.holdings limits.turns
         ledger.__init__ ledger.record ledger.encoding ledger.store ledger.usage ledger.assembly
+        ledger.questions ledger.tables
         telemetry.__init__ telemetry.names
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
@@ -56,7 +57,7 @@ LAYERS: dict[int, str] = {
         limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.replicas
         limits.redis.authority
         ledger.segment ledger.identity ledger.journal ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
-        ledger.listing
+        ledger.sqlite_retention ledger.upkeep ledger.books
         ledger.shipper
         telemetry.metrics
         simulator.rules_file
@@ -67,7 +68,8 @@ LAYERS: dict[int, str] = {
         simulator.server
     """,
     4: """
-        __main__ app cli cli_keys cli_options supervisor child doors worker demo show keys.command simulator.run
+        __main__ app cli cli_books cli_keys cli_options supervisor child doors worker demo show keys.command
+        simulator.run
     """,
 }
 
@@ -105,6 +107,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "keys.feed": ("channel", "channel_server"),  # … and says them to every worker
     "channel_server": ("channel", "limits.authority", "limits.tally"),  # the two ends speak the same messages
     "routing": ("pattern",),
+    "prices": ("ledger.record", "pattern", "price_table"),  # of an attempt as it stands in the books
     "limits.rules": ("pattern",),
     "limits.redis.absence": ("limits.bucket", "limits.meter"),  # the same shapes and words, counted elsewhere
     "limits.redis.keys": ("limits.meter",),
@@ -116,14 +119,15 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "worker": ("child",),
     "supervisor": ("child", "doors"),
     "demo": ("show",),  # ends with the rows, as `edgegw attempts` prints them
-    "cli": ("app", "cli_keys", "cli_options", "demo", "show", "simulator.run"),
+    "cli": ("app", "cli_books", "cli_keys", "cli_options", "demo", "simulator.run"),
+    "cli_books": ("cli_options", "show"),
     "cli_keys": ("cli_options", "keys.command"),
     "__main__": ("cli",),
 }
 
 # Own modules imported inside functions: the command line starts fast because a command loads only what it needs.
 # What the control process is made of only when it is configured.
-LAZY = {"cli", "cli_keys", "cli_options", "app"}
+LAZY = {"cli", "cli_books", "cli_keys", "cli_options", "app"}
 
 # What layers 0 and 1 must not have: clock, dice and bytes are arguments.
 IMPURE = {
@@ -139,13 +143,14 @@ MAY_READ_FILES = {
     "settings.interpolation",
     "settings.load",
     "providers.models",  # its table comes with the package
+    "price_table",
     "limits.redis.script",  # and so does the script
 }
 
 # Outside libraries and where they may be. Another module is another place that has to know a library's exceptions.
 EVERYWHERE = {"msgspec"}
 LIBRARIES: dict[str, set[str]] = {
-    "click": {"cli", "cli_keys", "cli_options"},
+    "click": {"cli", "cli_books", "cli_keys", "cli_options"},
     "hiredis": {"limits.redis.connection"},
     "httptools": {"http.connection", "http.response", "simulator.server"},
     "orjson": {"gateway", "control.admin"},
@@ -163,6 +168,7 @@ NOT_IN_THE_DATA_PLANE_OWN = (
     "simulator.",
     "ledger.sqlite",
     "ledger.shipper",
+    "price",
     "keys.sqlite",
     "keys.feed",
     "keys.making",

@@ -20,6 +20,7 @@ from edgegw.http.watch import Watch
 from edgegw.keys.feed import KeyFeed
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.store import Store
+from edgegw.ledger.upkeep import Upkeeper
 from edgegw.limits.memory_file import MemoryFile
 
 # For shipping what the workers left; what is not shipped by then is shipped at the next start.
@@ -52,6 +53,7 @@ class ControlProcess:
     shared: SharedLimits | None
     shipper: Shipper
     store: Store
+    upkeeper: Upkeeper
     admin: Server
     keys: KeyFeed | None  # None: nobody needs a key
     workers_wanted: int
@@ -69,12 +71,14 @@ class ControlProcess:
         await self.admin.listen(admin)
         shipping = loop.create_task(self.shipper.run())
         shipping.add_done_callback(lambda _: told_to_go.set())
+        keeping = loop.create_task(self.upkeeper.run())
         remembering = None if self.memory is None else loop.create_task(self.memory.run())
         feeding = loop.create_task(self.keys.run()) if self.keys is not None else None
         if feeding is not None:
             feeding.add_done_callback(lambda _: told_to_go.set())
         ready()
         await told_to_go.wait()
+        keeping.cancel()
         if remembering is not None:
             remembering.cancel()
         loop.remove_reader(lifeline_fd)

@@ -1,7 +1,7 @@
 """The books in SQLite: one file, one writer, one thread.
 
 One batch is one transaction, in the thread of the file (sqlite_file.py, which also says what a file promises). The only
-module that knows how the tables are written; listing.py reads them.
+module that knows how the tables are written; books.py reads them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class SqliteStore:
     def __init__(
         self, path: Path, known: tuple[Migration, ...], clock: Clock, journal: str, *, pages_max: int = 0
     ) -> None:
-        self._file = SqliteFile(
+        self.file = SqliteFile(
             path,
             known,
             clock.wall_ns,
@@ -84,15 +84,15 @@ class SqliteStore:
 
     async def write(self, batch: Batch, checkpoint: Checkpoint) -> None:
         """See Store.write."""
-        await self._file.run(lambda connection: self._write(connection, batch, checkpoint))
+        await self.file.run(lambda connection: self._write(connection, batch, checkpoint))
 
     async def read_checkpoint(self) -> Checkpoint:
         """See Store.read_checkpoint."""
-        return await self._file.run(self._read_checkpoint)
+        return await self.file.run(self._read_checkpoint)
 
     async def close(self) -> None:
         """See SqliteFile.close."""
-        await self._file.close()
+        await self.file.close()
 
     # From here on: the thread.
 

@@ -15,6 +15,7 @@ from edgegw.exchange import RetryPolicy
 from edgegw.settings import addresses, database_address, redis_address, values
 from edgegw.settings.model import (
     JournalSettings,
+    OwnPrice,
     ProviderSettings,
     RouteSettings,
     ServerSettings,
@@ -49,6 +50,8 @@ def _provider(*, name: str, kind: str, base_url: str | None = None, **rest: Any)
 
 _WAIT = values.duration("1ms", "24h")
 _COUNT = values.whole(1, 1_000_000)
+
+_PRICE = values.price(100_000)  # the dearest model there has been took 600
 
 _LABEL = values.label()
 _PROVIDER_NAME = values.matching(
@@ -178,6 +181,19 @@ SERVER = Section(
     ServerSettings,
 )
 
+PRICE = Section(
+    OwnPrice,
+    (
+        Field("input", "input", _PRICE, "A million tokens of prompts."),
+        Field("output", "output", _PRICE, "A million tokens of answers."),
+        Field("cached_input", "cached", _PRICE, "A million prompt tokens read from a cache; as input if not set."),
+        Field("cache_write", "cache_write", _PRICE, "A million prompt tokens put into a cache; as input if not set."),
+        Field("reasoning", "reasoning", _PRICE, "A million answer tokens of reasoning; as output if not set."),
+        Field("free", "free", values.boolean(), "It costs nothing, and nothing else is to be said."),
+    ),
+    OwnPrice,
+)
+
 JOURNAL = Section(
     JournalSettings,
     (
@@ -239,6 +255,12 @@ ROOT = Section(
         Field("default", "default", ROUTE, "The route of a request that names neither."),
         Field("limits", "limits", LIMITS, "What each tenant may use, unless tenants says more."),
         Field("tenants", "tenants", TENANTS, "Who has limits, permissions or keys of its own, by the tenant's name."),
+        Field(
+            "prices",
+            "prices",
+            Named(values.target(), PRICE),
+            "What models cost, by provider/model or a pattern with a *, where it is not what the table of prices says.",
+        ),
         Field("storage", "storage", STORAGE, "Where rows are kept."),
     ),
     Settings,

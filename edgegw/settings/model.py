@@ -193,6 +193,19 @@ class TenantSettings(Struct, frozen=True, kw_only=True):
     without_redis: WithoutRedis | None = None
 
 
+class OwnPrice(Struct, frozen=True, kw_only=True):
+    """What a model costs by the operator's own word: USD per million tokens of each kind, as decimals in a text, so
+    that they stay what they are. None: `cached` and `cache_write` as `input`, `reasoning` as `output`. Either `free`,
+    or with `input` and `output`."""
+
+    input: str | None = None
+    output: str | None = None
+    cached: str | None = None
+    cache_write: str | None = None
+    reasoning: str | None = None
+    free: bool = False
+
+
 class JournalSettings(Struct, frozen=True, kw_only=True):
     """How much may wait on disk: all segments of a worker together, and one of them."""
 
@@ -224,6 +237,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     default: RouteSettings | None = None
     limits: LimitSettings = LimitSettings()
     tenants: dict[str, TenantSettings] = field(default_factory=dict)
+    prices: dict[str, OwnPrice] = field(default_factory=dict)
     storage: StorageSettings = StorageSettings()
     source: str = "environment"
 

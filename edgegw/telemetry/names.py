@@ -59,6 +59,18 @@ TOKENS = Family(
     "Tokens as the provider counted them; input includes cached and cache_write, output includes reasoning.",
     ("provider", "model", "type"),
 )
+COST = Family(
+    "edgegw_cost_usd_total",
+    "counter",
+    "What attempts cost, in US dollars, as far as their models have a price.",
+    ("provider", "model"),
+)
+UNPRICED = Family(
+    "edgegw_unpriced_attempts_total",
+    "counter",
+    "Attempts that used tokens for which nobody knows a price.",
+    ("provider", "model"),
+)
 FIRST_TOKEN = Family(
     "edgegw_time_to_first_token_seconds",
     "histogram",
@@ -72,6 +84,11 @@ LEDGER_ROWS = Family("edgegw_ledger_rows_total", "counter", "Rows written since 
 LEDGER_ERRORS = Family("edgegw_ledger_errors_total", "counter", "Batches that the database refused and that were kept.")
 LEDGER_INTERRUPTED = Family(
     "edgegw_ledger_interrupted_total", "counter", "Requests closed in the books because their worker had died."
+)
+LEDGER_UPKEEP_ERRORS = Family(
+    "edgegw_ledger_upkeep_errors_total",
+    "counter",
+    "Times that old rows could not be deleted, or partitions not be made.",
 )
 JOURNAL_BYTES = Family("edgegw_journal_bytes", "gauge", "Bytes of all workers' journals on disk, shipped or not.")
 
