@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edgegw.ledger.store import SchemaTooNewError
 
-VERSIONS = """
+_VERSIONS = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
     version    INTEGER NOT NULL PRIMARY KEY,
     name       TEXT    NOT NULL,
@@ -83,7 +83,7 @@ def migrate(connection: sqlite3.Connection, known: tuple[Migration, ...], wall_n
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        connection.execute(VERSIONS)
+        connection.execute(_VERSIONS)
         (have,) = connection.execute("SELECT coalesce(max(version), 0) FROM schema_migrations").fetchone()
         check(have, known)
         for migration in known[have:]:

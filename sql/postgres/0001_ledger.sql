@@ -142,6 +142,15 @@ COMMENT ON COLUMN usage_hours.requests IS 'Requests, and how many failed, by the
 COMMENT ON COLUMN usage_hours.unpriced IS 'Attempts that used tokens nobody has a price for';
 COMMENT ON COLUMN usage_hours.estimated IS 'Attempts whose tokens the gateway counted';
 
+-- From when on rows are kept (storage.retention). One line; 0: all.
+CREATE TABLE retention (
+    kept_since_ns bigint NOT NULL
+);
+
+INSERT INTO retention VALUES (0);
+
+COMMENT ON TABLE retention IS 'From when on rows are kept: partitions of earlier days are dropped, or about to be';
+
 CREATE TABLE checkpoints (
     journal    text    NOT NULL,
     life       text    NOT NULL,

@@ -5,25 +5,26 @@ transaction that was open; the next piece makes a new one. Nothing is expected o
 next (no prepared statements, no settings, no locks), so a pooler that shares sessions between transactions may stand in
 between.
 
-asyncpg's exceptions stop here: what fails now is a StoreError, what no repetition mends (a value that no column holds) a
-RejectedError. Knows no table.
+asyncpg's exceptions stop here: what fails now is a StoreError, what no repetition mends (a value that no column holds)
+a RejectedError. Knows no table.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 from urllib.parse import urlencode
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 
 from edgegw.ledger.store import RejectedError, SchemaTooNewError, StoreError
 from edgegw.settings import PostgresAddress
 
 # For one statement. The server is told the same, so that what we gave up does not go on there.
 COMMAND_TIMEOUT_S = 30.0
-# The wait for a lock that somebody else holds, and how long a server keeps a transaction whose client says nothing more.
+# The wait for a lock that somebody else holds, and how long the server keeps a transaction of a client that is silent.
 LOCK_TIMEOUT_S = 20.0
 SILENCE_TIMEOUT_S = 60.0
 CLOSE_TIMEOUT_S = 2.0
@@ -32,20 +33,20 @@ CLOSE_TIMEOUT_S = 2.0
 _REJECTING = ("22", "23", "54")
 
 BEGIN = (
-    f"BEGIN; SET LOCAL statement_timeout = '{COMMAND_TIMEOUT_S:.0f}s'; SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S:.0f}s'; "
-    f"SET LOCAL idle_in_transaction_session_timeout = '{SILENCE_TIMEOUT_S:.0f}s'; SET LOCAL client_min_messages = warning"
+    f"BEGIN; SET LOCAL statement_timeout = '{COMMAND_TIMEOUT_S:.0f}s'; "
+    f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S:.0f}s'; "
+    f"SET LOCAL idle_in_transaction_session_timeout = '{SILENCE_TIMEOUT_S:.0f}s'; "
+    "SET LOCAL client_min_messages = warning"
 )
 
-Session = asyncpg.Connection[asyncpg.Record]
+Session: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 _T = TypeVar("_T")
 
 
 class Postgres:
     """`opened` is called with every new session before any work is done over it."""
 
-    def __init__(
-        self, address: PostgresAddress, opened: Callable[[Session], Awaitable[object]] | None = None
-    ) -> None:
+    def __init__(self, address: PostgresAddress, opened: Callable[[Session], Awaitable[object]] | None = None) -> None:
         self._address = address
         self._opened = opened
         self._session: Session | None = None
@@ -105,7 +106,7 @@ class Postgres:
             command_timeout=COMMAND_TIMEOUT_S,
             statement_cache_size=0,
             server_settings={"application_name": address.application_name},
-            target_session_attrs=address.target_session_attrs,  # type: ignore[arg-type]
+            target_session_attrs=SessionAttribute(address.target_session_attrs),
         )
         if self._opened is not None:
             await self._opened(session)

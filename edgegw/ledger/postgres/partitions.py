@@ -55,7 +55,7 @@ async def make_days(session: Session, days: Iterable[int]) -> None:
 
 
 async def drop_days_before(session: Session, first_kept: int) -> list[str]:
-    """Drop the partitions of all earlier days; their names. It goes on where it, or another gateway, was interrupted."""
+    """Drop the partitions of all earlier days; their names. Goes on where it, or another gateway, was interrupted."""
     for row in await session.fetch(_ATTACHED):
         day = day_of_partition(row["relname"])
         if day is not None and day < first_kept:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncpg
 
 from edgegw.ledger.postgres.connection import BEGIN, Session
-from edgegw.ledger.schema import VERSIONS, Migration, check
+from edgegw.ledger.schema import Migration, check
 from edgegw.ledger.store import StoreError
 
 # The wait for another gateway that migrates, and for a file that fills a large table.
@@ -19,6 +19,13 @@ LOCK_MIGRATE = 0x6564_6765_6777_01
 LOCK_PARTITIONS = 0x6564_6765_6777_02
 LOCK_COMPACT = 0x6564_6765_6777_03
 
+_VERSIONS = """
+CREATE TABLE IF NOT EXISTS schema_migrations (
+    version    bigint NOT NULL PRIMARY KEY,
+    name       text   NOT NULL,
+    applied_ns bigint NOT NULL
+)
+"""
 _PATIENT = f"SET LOCAL statement_timeout = '{MIGRATION_TIMEOUT_S:.0f}s'; SET LOCAL lock_timeout = 0"
 
 
@@ -42,8 +49,8 @@ async def migrate(session: Session, known: tuple[Migration, ...], wall_ns: int) 
             applied += await _next(session, known, wall_ns)
         except asyncpg.InsufficientPrivilegeError as error:
             raise StoreError(
-                f"{error}: the schema has version {have}, this program needs {known[-1].version}, and this role may not "
-                "change it; run `edgegw migrate up` with one that may"
+                f"{error}: the schema has version {have}, this program needs {known[-1].version}, and this role may "
+                "not change it; run `edgegw migrate up` with one that may"
             ) from error
 
 
@@ -51,7 +58,7 @@ async def _next(session: Session, known: tuple[Migration, ...], wall_ns: int) ->
     """One file in one transaction; none when another gateway was faster."""
     await session.execute(f"{BEGIN}; {_PATIENT}")
     await session.execute(f"SELECT pg_advisory_xact_lock({LOCK_MIGRATE})", timeout=MIGRATION_TIMEOUT_S)
-    await session.execute(VERSIONS)
+    await session.execute(_VERSIONS)
     applied = [migration for migration in known if migration.version == await version(session) + 1]
     for migration in applied:
         await session.execute(migration.script, timeout=MIGRATION_TIMEOUT_S)

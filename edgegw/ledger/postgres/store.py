@@ -1,8 +1,8 @@
 """The books in PostgreSQL, which may be those of many gateways at once.
 
-A batch is one transaction: its rows are copied into tables of the session (no write-ahead log, no index), and from there
-inserted where they are not known yet. When all of them were new, as they mostly are, the sums are those of the batch;
-otherwise it is done again, and asked which ones were.
+A batch is one transaction: its rows are copied into tables of the session (no write-ahead log, no index), and from
+there inserted where they are not known yet. When all of them were new, as they mostly are, the sums are those of the
+batch; otherwise it is done again, and asked which ones were.
 
 If the connection breaks while COMMIT is under way nobody knows what became of it. The same call again is right either
 way: rows that are there are left as they are and not added to any sum, and a checkpoint says where a reader stands, not
@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import astuple, fields
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
@@ -28,8 +29,6 @@ from edgegw.ledger.record import (
     ATTEMPT_COLUMNS,
     INTEGER_MAX,
     REQUEST_COLUMNS,
-    AttemptRecord,
-    End,
     attempt_row,
     request_row,
 )
@@ -126,11 +125,11 @@ class PostgresStore:
     async def _insert_new(self, session: Session, batch: Batch) -> Batch:
         """The rows that were not there, each once."""
         await self._stage(session, batch)
-        ids = await session.fetch(f"{self._insert_requests} RETURNING id::text")
-        numbers = await session.fetch(f"{self._insert_attempts} RETURNING request_id::text, number")
+        ids = await session.fetch(f"{self._insert_requests} RETURNING id")
+        numbers = await session.fetch(f"{self._insert_attempts} RETURNING request_id, number")
         # Of rows that are there twice the first was taken.
-        requests = {row.id.lower(): row for row in reversed(batch.requests)}
-        attempts = {(row.request_id.lower(), row.number): row for row in reversed(batch.attempts)}
+        requests = {UUID(row.id): row for row in reversed(batch.requests)}
+        attempts = {(UUID(row.request_id), row.number): row for row in reversed(batch.attempts)}
         return Batch([requests[id_] for (id_,) in ids], [attempts[id_, number] for id_, number in numbers])
 
     async def _add_usage(self, session: Session, batch: Batch) -> None:
@@ -149,9 +148,7 @@ class PostgresStore:
             opened = [(id_, of.life, self._encode(OpenState.of(of))) for id_, of in sorted(checkpoint.opened.items())]
             await session.execute(_WRITE_OPEN, journal, *zip(*opened, strict=True))
         if checkpoint.closed:
-            await session.execute(
-                "DELETE FROM open_exchanges WHERE id = ANY($1::text[]) AND journal = $2", checkpoint.closed, journal
-            )
+            await session.execute("DELETE FROM open_exchanges WHERE id = ANY($1::text[])", checkpoint.closed)
         if checkpoint.ended:
             await session.execute(_FORGET_LIVES, journal, checkpoint.ended)
             await session.execute(_END_LIVES, journal, checkpoint.ended)
@@ -180,9 +177,7 @@ def _insert(table: str, columns: tuple[str, ...], staged: str) -> str:
     return f"INSERT INTO {table} ({names}) SELECT {names} FROM {staged} ON CONFLICT DO NOTHING"
 
 
-async def _copy(
-    session: Session, table: str, columns: tuple[str, ...], rows: Iterable[tuple[object, ...]]
-) -> None:
+async def _copy(session: Session, table: str, columns: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
     await session.copy_records_to_table(table, schema_name="pg_temp", columns=columns, records=rows)
 
 
@@ -244,6 +239,3 @@ def _marked(record: Any) -> Any:
         if isinstance(value, str) and "\0" in value
     }
     return msgspec.structs.replace(record, **marked) if marked else record
-
-
-__all__ = ["AttemptRecord", "End", "PostgresStore"]
