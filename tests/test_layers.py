@@ -60,6 +60,7 @@ LAYERS: dict[int, str] = {
         ledger.segment ledger.identity ledger.journal ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
         ledger.sqlite_retention ledger.upkeep ledger.books
         ledger.postgres.connection ledger.postgres.schema ledger.postgres.partitions ledger.postgres.store
+        ledger.postgres.upkeep
         ledger.shipper
         telemetry.metrics
         simulator.rules_file
@@ -106,6 +107,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "relay": ("leg", "http.watch"),  # a leg that streams
     "ledger.postgres.schema": ("ledger.schema",),  # the files of both databases are found in one place
     "ledger.postgres.store": ("ledger.schema",),
+    "ledger.postgres.upkeep": ("ledger.schema",),
     "keys.sqlite": ("ledger.schema", "ledger.sqlite_file"),  # one database, one schema
     "keys.subscriber": ("channel",),  # hears of keys over the channel
     "keys.feed": ("channel", "channel_server"),  # … and says them to every worker
