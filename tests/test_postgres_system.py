@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from postgres_rig import Database, PostgresHouse
-from rig import Simulator, StartGateway, ask, chat, eventually, providers
+from rig import Gateway, Simulator, StartGateway, ask, chat, eventually, providers
 
 pytestmark = pytest.mark.system
 
@@ -25,6 +25,10 @@ def count(database: Database, table: str = "requests") -> int:
     return int(database.value(f"SELECT count(*) FROM {table}"))
 
 
+def state_of(gateway: Gateway) -> str:
+    return str(ask(gateway.admin_url, "GET", "/readyz").json["ledger"]["state"])
+
+
 def test_rows_arrive_in_postgresql_and_after_a_restart_none_is_there_twice(
     postgres: Database, simulator: Simulator, gateway: StartGateway
 ) -> None:
@@ -38,8 +42,7 @@ def test_rows_arrive_in_postgresql_and_after_a_restart_none_is_there_twice(
     assert usage["requests"] == 21
     assert usage["input"] == postgres.value("SELECT sum(input_tokens) FROM provider_attempts")
     assert not (running.state_dir / "edgegw.db").exists()
-    ready = ask(running.admin_url, "GET", "/readyz").json
-    assert ready["ledger"]["state"] == "ok"
+    assert state_of(running) == "ok"
     chat(running.url, "gpt-5-mini")
     code, said = running.stop()
     assert code == 0, said
@@ -58,10 +61,9 @@ def test_while_postgresql_is_away_requests_are_served_and_their_rows_come_later(
     server.kill()
     for _ in range(10):
         assert chat(running.url, "gpt-5-mini").status == 200
-    details = lambda: ask(running.admin_url, "GET", "/readyz").json["ledger"]["state"]  # noqa: E731
-    eventually("it says so", details, lambda state: state == "failing", 15)
+    eventually("it says so", lambda: state_of(running), lambda state: state == "failing", 15)
     server.start()
     eventually("11 rows", lambda: count(database), lambda rows: rows == 11, 15)
-    assert details() == "ok"
+    assert state_of(running) == "ok"
     _, said = running.stop()
     assert "s3cret" not in said
