@@ -60,9 +60,9 @@ LAYERS: dict[int, str] = {
         ledger.segment ledger.identity ledger.room ledger.life
         ledger.journal ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
         ledger.sqlite_retention ledger.upkeep ledger.books
+        ledger.shipper ledger.rejected ledger.telling
         ledger.postgres.connection ledger.postgres.schema ledger.postgres.partitions ledger.postgres.store
         ledger.postgres.upkeep
-        ledger.shipper
         telemetry.metrics
         simulator.rules_file
     """,
@@ -177,6 +177,8 @@ NOT_IN_THE_DATA_PLANE_OWN = (
     "ledger.sqlite",
     "ledger.postgres.",
     "ledger.shipper",
+    "ledger.rejected",
+    "ledger.telling",
     "price",
     "keys.sqlite",
     "keys.feed",

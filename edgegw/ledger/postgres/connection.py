@@ -36,7 +36,9 @@ BEGIN = (
     f"BEGIN; SET LOCAL statement_timeout = '{COMMAND_TIMEOUT_S:.0f}s'; "
     f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S:.0f}s'; "
     f"SET LOCAL idle_in_transaction_session_timeout = '{SILENCE_TIMEOUT_S:.0f}s'; "
-    "SET LOCAL client_min_messages = warning"
+    "SET LOCAL client_min_messages = warning; "
+    # The journal forgets what is committed: that must outlive the server, whatever is the rule for others there.
+    "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
 )
 
 Session: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
