@@ -11,14 +11,15 @@ from pathlib import Path
 from edgegw.clock import ManualClock, uuid7
 from edgegw.exchange import Attempt, AttemptKind, Exchange, Route, Target, Usage
 from edgegw.ledger.assembly import Price, unpriced
+from edgegw.ledger.encoding import encode_attempt, encode_end
 from edgegw.ledger.journal import Journal
 from edgegw.ledger.reader import Damage, Reader
-from edgegw.ledger.record import Record
+from edgegw.ledger.record import AttemptRecord, End, Record, decoder
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.segment import SEGMENT_BYTES_MIN
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
-from edgegw.ledger.store import Position, Store
+from edgegw.ledger.store import Batch, Checkpoint, Position, Store
 from edgegw.ledger.telling import Observer
 from edgegw.settings import WhenFull
 
@@ -85,6 +86,29 @@ def play(
     conclude(exchange)
     journal.end(exchange)
     return exchange
+
+
+def ended(number: int) -> Exchange:
+    exchange = make_exchange(number)
+    finish(make_attempt(exchange))
+    conclude(exchange)
+    return exchange
+
+
+def a_batch(numbers: range) -> Batch:
+    decode = decoder()
+    batch = Batch()
+    for exchange in map(ended, numbers):
+        end, attempt = decode(encode_end(exchange, 2)), decode(encode_attempt(exchange, exchange.attempts[0], 1))
+        assert isinstance(end, End)
+        assert isinstance(attempt, AttemptRecord)
+        batch.requests.append(end)
+        batch.attempts.append(attempt)
+    return batch
+
+
+def at(segment: int, offset: int) -> Checkpoint:
+    return Checkpoint(positions={"0-1-1": Position(segment, offset, offset, WALL_NS)})
 
 
 def open_journal(

@@ -62,6 +62,25 @@ class OpenExchange(msgspec.Struct, gc=False):
     stored: bool = False
 
 
+class OpenState(msgspec.Struct, array_like=True):
+    """An open exchange as it stands in `open_exchanges.state` (msgpack): fields are only ever appended."""
+
+    begin: Begin
+    flight: Begin | Try | None
+    last: AttemptRecord | None
+    cost_usd_micro: int | None = 0
+    price_version: str | None = None
+
+    @classmethod
+    def of(cls, exchange: OpenExchange) -> OpenState:
+        return cls(exchange.begin, exchange.flight, exchange.last, exchange.cost_usd_micro, exchange.price_version)
+
+    def opened(self, life: str) -> OpenExchange:
+        return OpenExchange(
+            life, self.begin, self.flight, self.last, self.cost_usd_micro, self.price_version, stored=True
+        )
+
+
 @dataclass(slots=True)
 class Checkpoint:
     """`positions` by life. `opened`: exchanges to remember by id. `closed`: ids, and `ended`: lives, to forget; of a
