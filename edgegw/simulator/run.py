@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import signal
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from pathlib import Path
 
 import msgspec
 import uvloop
@@ -46,26 +46,27 @@ def run(
     except RulesError as error:
         raise BadOptionError(str(error)) from None
     try:
-        with ExitStack() as stack:
-            log = None if log_path is None else _log_to(log_path, stack)
+        with nullcontext() if log_path is None else _log_to(log_path) as log:
             uvloop.run(_serve(host, port, seed, rules, latency_s, pace_s, tokens, log))
     except OSError as error:
         why = "another program listens there" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
         raise ListenError(f"cannot listen on {host}:{port}: {why}") from None
 
 
-def _log_to(path: str, stack: ExitStack) -> server.Log:
+@contextmanager
+def _log_to(path: str) -> Iterator[server.Log]:
     """Each line leaves us at once: whoever reads the file sees all that has ended."""
+    encode = msgspec.json.Encoder().encode
     try:
-        file = stack.enter_context(Path(path).open("ab", buffering=0))
+        file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed below)
     except OSError as error:
         raise BadOptionError(f"cannot write {path}: {error.strerror}") from None
-    encode = msgspec.json.Encoder().encode
+    with file:
 
-    def log(served: Served) -> None:
-        file.write(encode(asdict(served)) + b"\n")
+        def log(served: Served) -> None:
+            file.write(encode(asdict(served)) + b"\n")
 
-    return log
+        yield log
 
 
 async def _serve(
