@@ -203,7 +203,7 @@ class AnthropicStream:
             if event.error not in _NO_ERROR:
                 self.fault = error_fault(self._mask(bytes(event.error)))
             return b""
-        self.events += 1
+        self.events += kind == "message_start"
         return act(self, event)
 
     def _translate_loosely(self, data: bytes) -> bytes:
@@ -252,6 +252,8 @@ class AnthropicStream:
             return b""
         self._started = True
         self._learn(event.message.usage)
+        if self.usage is not None:
+            self.usage.estimated = True  # of the prompt alone: an answer's count comes at its end
         self.model = event.message.model
         return self._writer.start(event.message.id, event.message.model)
 
