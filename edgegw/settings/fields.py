@@ -126,6 +126,7 @@ PROVIDER = Section(
             "Further headers, sent with every request.",
         ),
         Field("proxy", "proxy", addresses.proxy(), "An HTTP proxy to go through, instead of HTTP_PROXY, HTTPS_PROXY."),
+        Field("trace", "trace", values.boolean(), "Tell it the trace of each request (traceparent, tracestate)."),
     ),
     _provider,
 )
@@ -199,6 +200,12 @@ JOURNAL = Section(
     (
         Field("max", "bytes_max", values.size("1MiB", "1024GiB"), "All that may wait on disk for the database."),
         Field("segment", "segment_bytes", values.size("64KiB", "1GiB"), "One file of the journal."),
+        Field(
+            "when_full",
+            "when_full",
+            values.choice("refuse", "drop"),
+            "Requests that it cannot take: refuse (503), or drop their records, and count them.",
+        ),
     ),
     JournalSettings,
 )

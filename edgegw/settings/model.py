@@ -22,6 +22,8 @@ SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-
 SessionAttribute = Literal["any", "primary", "read-write"]
 
 SQLITE = "sqlite:///"
+# What becomes of requests that the journal cannot take: a 503, or an answer without a record.
+WhenFull = Literal["refuse", "drop"]
 
 _KIB = 1024
 _MIB = 1024 * _KIB
@@ -103,7 +105,7 @@ class ProviderSettings(Struct, frozen=True, kw_only=True):
     """One provider: a dialect (`kind`), an address without a trailing slash, a key, and its own bounds.
 
     `headers` are sent with every request, names in lower case. `proxy` is an `http://` URL and may carry user info;
-    None leaves the choice to HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
+    None leaves the choice to HTTP_PROXY, HTTPS_PROXY and NO_PROXY. `trace`: it is told which span calls it.
     """
 
     name: str
@@ -115,6 +117,7 @@ class ProviderSettings(Struct, frozen=True, kw_only=True):
     keep_alive_s: float = 60.0
     headers: dict[str, str] = field(default_factory=dict)
     proxy: str | None = None
+    trace: bool = False
 
     def __repr__(self) -> str:
         """Without the values of headers and the user info of the proxy: those are credentials too."""
@@ -207,10 +210,12 @@ class OwnPrice(Struct, frozen=True, kw_only=True):
 
 
 class JournalSettings(Struct, frozen=True, kw_only=True):
-    """How much may wait on disk: all segments of a worker together, and one of them."""
+    """How much may wait on disk: all segments of all workers together, and one of them; and what becomes of requests
+    when nothing more may, or can."""
 
     bytes_max: int = _GIB
     segment_bytes: int = 8 * _MIB
+    when_full: WhenFull = "refuse"
 
 
 class StorageSettings(Struct, frozen=True, kw_only=True):

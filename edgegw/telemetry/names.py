@@ -81,9 +81,25 @@ BUILD_INFO = Family("edgegw_build_info", "gauge", "Always 1; the label tells the
 
 LEDGER_LAG = Family("edgegw_ledger_lag_seconds", "gauge", "Age of the oldest record that is not in the database yet.")
 LEDGER_ROWS = Family("edgegw_ledger_rows_total", "counter", "Rows written since the control process started.")
+LEDGER_BATCHES = Family("edgegw_ledger_batches_total", "counter", "Transactions that wrote them.")
+LEDGER_BATCH_SECONDS = Family(
+    "edgegw_ledger_batch_seconds_total", "counter", "What those transactions took, all together."
+)
+LEDGER_REJECTED = Family(
+    "edgegw_ledger_rejected_total", "counter", "Rows that the database does not take, set aside in state_dir/rejected."
+)
+LEDGER_REJECTED_LOST = Family(
+    "edgegw_ledger_rejected_lost_total", "counter", "Those of them that found no more room there."
+)
 LEDGER_ERRORS = Family("edgegw_ledger_errors_total", "counter", "Batches that the database refused and that were kept.")
 LEDGER_INTERRUPTED = Family(
     "edgegw_ledger_interrupted_total", "counter", "Requests closed in the books because their worker had died."
+)
+LEDGER_DAMAGE = Family(
+    "edgegw_ledger_damage_total",
+    "counter",
+    "What the journals had that was not as it should be: kind is torn, gaps, unreadable, foreign or failed.",
+    ("kind",),
 )
 LEDGER_UPKEEP_ERRORS = Family(
     "edgegw_ledger_upkeep_errors_total",
@@ -91,6 +107,21 @@ LEDGER_UPKEEP_ERRORS = Family(
     "Times that old rows could not be deleted, or partitions not be made.",
 )
 JOURNAL_BYTES = Family("edgegw_journal_bytes", "gauge", "Bytes of all workers' journals on disk, shipped or not.")
+JOURNAL_TROUBLE = Family(
+    "edgegw_journal_trouble",
+    "gauge",
+    "Workers whose journal takes no new exchange now: state is full or failing.",
+    ("state",),
+)
+JOURNAL_DROPPED = Family(
+    "edgegw_journal_dropped_total",
+    "counter",
+    "Requests without a row because the journal took none: kind is exchange (a provider was asked) or refusal.",
+    ("kind",),
+)
+JOURNAL_LOST = Family(
+    "edgegw_journal_lost_total", "counter", "Records of begun requests that found neither reserve nor disk."
+)
 
 # Only with Redis as the authority of limits.
 REDIS_CALLS = Family("edgegw_redis_calls_total", "counter", "Calls of the script that counts limits in Redis.")
@@ -125,7 +156,6 @@ WORKER_GAUGES: dict[str, Family] = {
         ("loop_lag_seconds", "edgegw_loop_lag_seconds", "How late the worker's event loop was when last measured."),
         ("resident_bytes", "edgegw_worker_resident_memory_bytes", "Resident memory of the worker."),
         ("limits_degraded", "edgegw_limits_degraded", "1 while limits are kept without the authority, else 0."),
-        ("journal_full", "edgegw_journal_full", "1 while the journal has no room and requests are refused, else 0."),
     )
 }
 WORKER_GAUGE_PREFIX = "edgegw_worker_"
