@@ -1,7 +1,7 @@
 """What `edgegw keys` does: makes, lists, ends and replaces keys in the database that the settings name.
 
-It works on the database itself, whether a gateway runs on it or not; a running one sees the change within a second. A new
-key is returned once, to be shown, and is nowhere afterwards.
+It works on the database itself, whether a gateway runs on it or not; a running one sees the change within a second. A
+new key is returned once, to be shown, and is nowhere afterwards.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Keys in PostgreSQL: the table `api_keys` of the database that also holds the rows, for all gateways that share it.
 
-Each gateway asks four times a second what is new, over a connection of its own: one look at the end of an index. Who
-writes holds a lock until its changes are committed, so their numbers become visible in order, and a reader that has seen
-one has seen all before it.
+Each gateway asks four times a second what is new, over a connection of its own: one look at the end of an index.
+Whoever writes holds a lock until its changes are committed, so their numbers become visible in order, and a reader that
+has seen one has seen all before it.
 
 What is read first over a new connection (ledger/postgres/connection.py: after any failure) is everything.
 """
