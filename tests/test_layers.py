@@ -44,6 +44,7 @@ LAYERS: dict[int, str] = {
         limits.redis.__init__ limits.redis.keys limits.redis.script limits.redis.absence limits.redis.tab
         limits.rules limits.holdings limits.turns
         ledger.__init__ ledger.record ledger.encoding ledger.store ledger.usage ledger.assembly
+        ledger.postgres.__init__ ledger.postgres.days
         ledger.questions ledger.tables
         telemetry.__init__ telemetry.names
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
@@ -59,7 +60,9 @@ LAYERS: dict[int, str] = {
         ledger.segment ledger.identity ledger.room ledger.life
         ledger.journal ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
         ledger.sqlite_retention ledger.upkeep ledger.books
-        ledger.shipper
+        ledger.shipper ledger.rejected ledger.telling
+        ledger.postgres.connection ledger.postgres.schema ledger.postgres.partitions ledger.postgres.store
+        ledger.postgres.upkeep
         telemetry.metrics
         simulator.rules_file
     """,
@@ -103,6 +106,9 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "http.client_connection": ("errand",),  # a handler is run on the spot until it has to wait
     "leg": ("errand", "http.watch"),  # the end of a leg wakes its request; its waits are the watch's
     "relay": ("leg", "http.watch"),  # a leg that streams
+    "ledger.postgres.schema": ("ledger.schema",),  # the files of both databases are found in one place
+    "ledger.postgres.store": ("ledger.schema",),
+    "ledger.postgres.upkeep": ("ledger.schema",),
     "keys.sqlite": ("ledger.schema", "ledger.sqlite_file"),  # one database, one schema
     "keys.postgres": ("ledger.schema", "ledger.postgres.connection", "ledger.postgres.schema"),
     "keys.place": ("ledger.schema",),
@@ -153,6 +159,7 @@ MAY_READ_FILES = {
 # Outside libraries and where they may be. Another module is another place that has to know a library's exceptions.
 EVERYWHERE = {"msgspec"}
 LIBRARIES: dict[str, set[str]] = {
+    "asyncpg": {"ledger.postgres.connection", "ledger.postgres.schema"},
     "click": {"cli", "cli_books", "cli_keys", "cli_options"},
     "hiredis": {"limits.redis.connection"},
     "httptools": {"http.connection", "http.response", "simulator.server"},
@@ -170,7 +177,10 @@ NOT_IN_THE_DATA_PLANE_OWN = (
     "telemetry.",
     "simulator.",
     "ledger.sqlite",
+    "ledger.postgres.",
     "ledger.shipper",
+    "ledger.rejected",
+    "ledger.telling",
     "price",
     "keys.sqlite",
     "keys.postgres",
