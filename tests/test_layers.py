@@ -30,7 +30,7 @@ LAYERS: dict[int, str] = {
         settings.load settings.schema settings.describe settings.specs settings.tenant_fields settings.tenant_checks
     """,
     1: """
-        access pattern routing retry breaker tokens endpoints reply_fields price_table prices
+        access pattern trace routing retry breaker tokens endpoints reply_fields price_table prices
         http.__init__ http.request http.chunked http.known_head http.connection http.response http.outbox http.reply
         http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
@@ -46,7 +46,7 @@ LAYERS: dict[int, str] = {
         ledger.__init__ ledger.record ledger.encoding ledger.store ledger.usage ledger.assembly
         ledger.postgres.__init__ ledger.postgres.days
         ledger.questions ledger.tables
-        telemetry.__init__ telemetry.names
+        telemetry.__init__ telemetry.names telemetry.variables
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
     """,
@@ -116,6 +116,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "keys.feed": ("channel", "channel_server"),  # … and says them to every worker
     "channel_server": ("channel", "limits.authority", "limits.tally"),  # the two ends speak the same messages
     "routing": ("pattern",),
+    "telemetry.variables": ("trace",),  # one of them is the sampler
     "prices": ("ledger.record", "pattern", "price_table"),  # of an attempt as it stands in the books
     "limits.rules": ("pattern",),
     "limits.redis.absence": ("limits.bucket", "limits.meter"),  # the same shapes and words, counted elsewhere
