@@ -32,8 +32,8 @@ LOCK_KEYS = 0x6564_6765_6777_10
 _COLUMNS = ", ".join(KEY_COLUMNS)
 _VERSION = "SELECT coalesce(max(changed), 0) FROM api_keys"
 _CHANGED = f"SELECT {_COLUMNS} FROM api_keys WHERE changed > $1 ORDER BY changed"
-# Each statement sees what was committed before it: the largest number, once the lock is ours.
-_LOCK = f"{BEGIN}; SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({LOCK_KEYS})"
+# What is asked once the lock is ours sees the largest number: BEGIN is of the kind in which each statement looks anew.
+_LOCK = f"{BEGIN}; SELECT pg_advisory_xact_lock({LOCK_KEYS})"
 # An end that is set is only ever moved nearer; `least` takes a NULL for none.
 _WRITE = f"""
 INSERT INTO api_keys ({_COLUMNS}, changed)
