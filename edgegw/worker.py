@@ -17,6 +17,7 @@ from edgegw.attempts import Attempts, Upstream
 from edgegw.channel import ChannelClient, Drain
 from edgegw.child import Lifeline
 from edgegw.clock import Clock
+from edgegw.content.capture import Capture
 from edgegw.gateway import Gateway
 from edgegw.http.server import Server
 from edgegw.http.watch import Watch
@@ -54,6 +55,7 @@ class Worker:
     tally: Path
     keys: KeySubscriber | None  # None: nobody needs a key
     drain_timeout_s: float
+    capture: Capture | None  # None: nobody's content is kept
 
     async def run(self, listening: socket.socket, lifeline: Lifeline) -> int:
         """From the first connection to the last. The exit code."""
@@ -123,6 +125,7 @@ class Worker:
             "resident_bytes": resident_bytes(),
             "limits_degraded": float(self.limiter.degraded),
             "journal_full": float(self.journal.full),
+            **({} if self.capture is None else self.capture.gauges()),
         }
 
 

@@ -49,6 +49,7 @@ _MEASURES = (
     Field("tokens_per_month", "tokens_per_month", _limit(TOKENS_MAX), "Tokens within a calendar month (UTC)."),
 )
 _WITHOUT_REDIS = values.choice("local", "open", "closed")
+CAPTURE_MODE = values.choice("off", "errors", "sampled", "all")
 
 LIMITS = Section(
     LimitSettings,
@@ -121,6 +122,7 @@ TENANT = Section(
             "Its share of a provider's connections when they are scarce, against the others' weights.",
         ),
         Field("without_redis", "without_redis", _WITHOUT_REDIS, "As limits.without_redis, for this tenant."),
+        Field("capture", "capture", CAPTURE_MODE, "As capture.mode, for this tenant."),
     ),
     TenantSettings,
 )
