@@ -84,6 +84,7 @@ tenants:
 storage:
   database_url: "sqlite:////data/rows.db"
   redis_url: rediss://user:pw@redis.internal:6380/1
+  retention: 90d
   journal: {max: 2GiB, segment: 1MiB}
 """
 
@@ -121,6 +122,7 @@ MISTAKES: list[tuple[str, str, dict[str, str], str, str, str]] = [
     ("duration nan", "server: {head_timeout: .nan}", {}, "4:24", "server.head_timeout", "duration such as"),
     ("duration zero", "server: {head_timeout: 0s}", {}, "4:24", "server.head_timeout", "from 1ms to 24h, found '0s'"),
     ("duration too long", "server: {head_timeout: 48h}", {}, "4:24", "server.head_timeout", "from 1ms to 24h"),
+    ("duration too short", "storage: {retention: 60}", {}, "4:22", "storage.retention", "from 1h to 36500d"),
     ("size unit", "server: {body_max: 20MB}", {}, "4:20", "server.body_max", "size such as 64KiB"),
     ("size too small", "server: {body_max: 1}", {}, "4:20", "server.body_max", "from 1KiB to 1GiB"),
     ("address without port", "server: {listen: 0.0.0.0}", {}, "4:18", "server.listen", "address such as"),

@@ -54,7 +54,8 @@ LAYERS: dict[int, str] = {
         limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
         limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.replicas
         limits.redis.authority
-        ledger.segment ledger.identity ledger.journal ledger.reader ledger.schema ledger.sqlite ledger.listing
+        ledger.segment ledger.identity ledger.journal ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
+        ledger.listing
         ledger.shipper
         telemetry.metrics
         simulator.rules_file
@@ -98,7 +99,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "http.client_connection": ("errand",),  # a handler is run on the spot until it has to wait
     "leg": ("errand", "http.watch"),  # the end of a leg wakes its request; its waits are the watch's
     "relay": ("leg", "http.watch"),  # a leg that streams
-    "keys.sqlite": ("ledger.schema",),  # one database, one schema
+    "keys.sqlite": ("ledger.schema", "ledger.sqlite_file"),  # one database, one schema
     "keys.subscriber": ("channel",),  # hears of keys over the channel
     "keys.feed": ("channel", "channel_server"),  # … and says them to every worker
     "channel_server": ("channel", "limits.authority", "limits.tally"),  # the two ends speak the same messages

@@ -149,7 +149,16 @@ def test_a_key_file_that_will_not_do(tmp_path: Path, content: bytes, words: str)
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("2s", 2.0), ("500ms", 0.5), ("1m", 60.0), ("1h", 3600.0), ("2", 2.0), ("0.25", 0.25), ("1.5 h", 5400.0)],
+    [
+        ("2s", 2.0),
+        ("500ms", 0.5),
+        ("1m", 60.0),
+        ("2h", 7200.0),
+        ("1d", 86_400.0),
+        ("2", 2.0),
+        ("0.25", 0.25),
+        ("1.5 h", 5400.0),
+    ],
 )
 def test_durations(text: str, seconds: float) -> None:
     assert duration("0s", "24h").read(text) == seconds

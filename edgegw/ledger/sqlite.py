@@ -1,22 +1,16 @@
 """The books in SQLite: one file, one writer, one thread.
 
-SQLite calls block, so all of them run in a thread of the store's own, in the order in which they were asked for. One
-batch is one transaction; with WAL and synchronous=NORMAL it costs no fsync, survives the death of any process, and
-loses at most the last transactions when the machine dies (the journal has the same promise).
-
-Whatever goes wrong, the connection is given up and made again at the next call: SQLite's errors say little about what
-the connection is still good for. The only module that knows how the tables are written; listing.py reads them.
+One batch is one transaction, in the thread of the file (sqlite_file.py, which also says what a file promises). The only
+module that knows how the tables are written; listing.py reads them.
 """
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import astuple, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -31,7 +25,8 @@ from edgegw.ledger.record import (
     attempt_row,
     request_row,
 )
-from edgegw.ledger.schema import Migration, file_identity, open_database
+from edgegw.ledger.schema import Migration
+from edgegw.ledger.sqlite_file import SqliteFile
 from edgegw.ledger.store import Batch, Checkpoint, OpenExchange, Position, RejectedError, StoreError
 from edgegw.ledger.usage import SUMS, UsageKey, usage_of
 
@@ -40,11 +35,14 @@ BUSY_TIMEOUT_S = 1.0
 # Ids in one question; SQLite takes 999 values at least.
 IDS_PER_QUESTION = 500
 
+FAILURES = (
+    ((sqlite3.DataError, sqlite3.IntegrityError, OverflowError, UnicodeEncodeError), RejectedError),
+    ((sqlite3.Error, OSError, msgspec.DecodeError), StoreError),
+)
+
 _FORGET_LIFE = (
     "DELETE FROM checkpoints WHERE journal IN (?, '') AND life = ? AND gaps = 0 AND torn = 0 AND unreadable = 0"
 )
-
-_T = TypeVar("_T")
 
 
 class _OpenState(msgspec.Struct, array_like=True):
@@ -67,17 +65,17 @@ class SqliteStore:
     def __init__(
         self, path: Path, known: tuple[Migration, ...], clock: Clock, journal: str, *, pages_max: int = 0
     ) -> None:
-        self._path = path
+        self._file = SqliteFile(
+            path,
+            known,
+            clock.wall_ns,
+            name="ledger-sqlite",
+            busy_s=BUSY_TIMEOUT_S,
+            failures=FAILURES,
+            opened=self._opened,
+        )
         self._journal = journal
-        self._known = known
-        self._clock = clock
         self.pages_max = pages_max
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger-sqlite")
-        self._connection: sqlite3.Connection | None = None
-        self._file: tuple[int, int] | None = None
-        # For what it does not know, None and bool among it, sqlite3 searches its protocols at 0.3 us a value.
-        sqlite3.register_adapter(bool, int)
-        sqlite3.register_adapter(type(None), _as_it_is)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(_OpenState).decode
         self._insert_request = _insert("requests", REQUEST_COLUMNS, "id")
@@ -86,37 +84,23 @@ class SqliteStore:
 
     async def write(self, batch: Batch, checkpoint: Checkpoint) -> None:
         """See Store.write."""
-        await self._in_thread(lambda: self._write(batch, checkpoint))
+        await self._file.run(lambda connection: self._write(connection, batch, checkpoint))
 
     async def read_checkpoint(self) -> Checkpoint:
         """See Store.read_checkpoint."""
-        return await self._in_thread(self._read_checkpoint)
+        return await self._file.run(self._read_checkpoint)
 
     async def close(self) -> None:
-        """Wait for what is under way, fold the write-ahead log into the file, end the thread."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
-        self._thread.shutdown(wait=False)
-
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, work)
+        """See SqliteFile.close."""
+        await self._file.close()
 
     # From here on: the thread.
 
-    def _guarded(self, work: Callable[[], _T]) -> _T:
-        try:
-            return work()
-        except (sqlite3.DataError, sqlite3.IntegrityError, OverflowError, UnicodeEncodeError) as error:
-            self._disconnect()
-            raise RejectedError(f"{self._path.name}: {error}") from error
-        except (sqlite3.Error, OSError, msgspec.DecodeError) as error:
-            self._disconnect()
-            raise StoreError(f"{self._path.name}: {error}") from error
-        except BaseException:
-            self._disconnect()
-            raise
+    def _opened(self, connection: sqlite3.Connection) -> None:
+        if self.pages_max:
+            connection.execute(f"PRAGMA max_page_count = {int(self.pages_max)}")
 
-    def _write(self, batch: Batch, checkpoint: Checkpoint) -> None:
-        connection = self._connected()
+    def _write(self, connection: sqlite3.Connection, batch: Batch, checkpoint: Checkpoint) -> None:
         connection.execute("BEGIN IMMEDIATE")
         if batch.rows and not self._insert(connection, batch.requests, batch.attempts):
             # Some are there already, from before a crash: only what is new is added to the sums.
@@ -173,8 +157,7 @@ class SqliteStore:
             connection.executemany(_FORGET_LIFE, ended)
             connection.executemany("UPDATE checkpoints SET ended = 1 WHERE journal IN (?, '') AND life = ?", ended)
 
-    def _read_checkpoint(self) -> Checkpoint:
-        connection = self._connected()
+    def _read_checkpoint(self, connection: sqlite3.Connection) -> Checkpoint:
         checkpoint = Checkpoint()
         # '' is from before a database told journals apart: then there was this one only.
         mine = "WHERE journal IN (?, '')"
@@ -190,24 +173,6 @@ class SqliteStore:
                 life, of.begin, of.flight, of.last, of.cost_usd_micro, of.price_version, stored=True
             )
         return checkpoint
-
-    def _connected(self) -> sqlite3.Connection:
-        """The connection; a new one after an error, and when the file was moved away or replaced under us."""
-        if self._connection is not None and self._file == file_identity(self._path):
-            return self._connection
-        self._disconnect()
-        connection = open_database(self._path, self._known, self._clock.wall_ns(), BUSY_TIMEOUT_S)
-        self._connection = connection
-        self._file = file_identity(self._path)
-        if self.pages_max:
-            connection.execute(f"PRAGMA max_page_count = {int(self.pages_max)}")
-        return connection
-
-    def _disconnect(self) -> None:
-        """Give the connection up; a transaction that was open is rolled back."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
 
 
 def _insert(table: str, columns: tuple[str, ...], key: str) -> str:
@@ -226,7 +191,3 @@ def _adding(table: str, key: tuple[str, ...], sums: tuple[str, ...]) -> str:
 
 def _state(of: OpenExchange) -> _OpenState:
     return _OpenState(of.begin, of.flight, of.last, of.cost_usd_micro, of.price_version)
-
-
-def _as_it_is(none: None) -> None:
-    return none

@@ -193,6 +193,12 @@ STORAGE = Section(
     (
         Field("database_url", "database_url", addresses.database_url(), "The rows; edgegw.db in state_dir if not set."),
         Field("redis_url", "redis_url", redis_address.redis_url(), "Limits shared between gateways."),
+        Field(
+            "retention",
+            "retention_s",
+            values.duration("1h", "36500d"),
+            "How old rows may become, e.g. 90d; they are kept if not set.",
+        ),
         Field("journal", "journal", JOURNAL, "What waits on disk until the database has it."),
     ),
     StorageSettings,

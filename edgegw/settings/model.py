@@ -200,10 +200,12 @@ class JournalSettings(Struct, frozen=True, kw_only=True):
 
 class StorageSettings(Struct, frozen=True, kw_only=True):
     """Where rows and limits are kept. No `database_url`: SQLite in the state directory. `redis_url` is one that
-    `redis_address.parse_redis` takes apart; None: each gateway keeps its own limits."""
+    `redis_address.parse_redis` takes apart; None: each gateway keeps its own limits. `retention_s`: how old a row may
+    become; None: rows are kept."""
 
     database_url: str | None = None
     redis_url: Secret | None = None
+    retention_s: float | None = None
     journal: JournalSettings = JournalSettings()
 
 

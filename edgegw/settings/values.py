@@ -19,7 +19,6 @@ from edgegw.settings.model import Secret, parse_target
 
 _DIGITS_MAX = 15  # more than any setting needs, and few enough to stay exact in a JSON number
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_DAY_S = 86_400
 _UNIT_BYTES = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1}
 
 _WHOLE = re.compile(r"0|[1-9][0-9]*")
@@ -130,7 +129,7 @@ def duration(low: str, high: str) -> Kind:
 
     number = {"type": "number", "minimum": low_ms / 1000, "maximum": high_ms / 1000}
     schema = {"anyOf": [number, {"type": "string", "pattern": f"^{_DURATION.pattern}$"}]}
-    return Kind(expected="a duration such as 500ms, 2s, 1m, 1h or 7d", read=read, schema=schema, show=_show_duration)
+    return Kind(expected="a duration such as 500ms, 2s, 1m or 1h", read=read, schema=schema, show=_show_duration)
 
 
 def _milliseconds(text: str) -> int:
@@ -141,8 +140,8 @@ def _milliseconds(text: str) -> int:
 
 
 def _show_duration(seconds: float) -> str:
-    if seconds and seconds % _DAY_S == 0:
-        return f"{seconds / _DAY_S:.0f}d"
+    if seconds and seconds % 86_400 == 0:
+        return f"{seconds / 86_400:.0f}d"
     return f"{seconds:.0f}s" if seconds % 1 == 0 else f"{seconds * 1000:.0f}ms"
 
 
