@@ -28,6 +28,12 @@ from edgegw.breaker import BreakerPolicy
 from edgegw.channel import ChannelClient
 from edgegw.channel_server import ChannelServer
 from edgegw.child import Lifeline
+from edgegw.content.capture import Capture
+from edgegw.content.choice import Choice
+from edgegw.content.files import Tray
+from edgegw.content.porter import Porter
+from edgegw.content.shipper import ContentShipper
+from edgegw.content.sqlite import SqliteContents
 from edgegw.control.admin import Admin, admin_gate
 from edgegw.control.process import ControlProcess
 from edgegw.gateway import Gateway
@@ -152,6 +158,7 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         gate = closed_gate(Doorkeeper(table, clock.wall_ns, keys.complete))
     upstreams = build_upstreams(settings, rules, clock, outbox)
     attempts = Attempts(upstreams, journal, watch, clock, rng.random, loop, BreakerPolicy(), estimator)
+    capture = build_capture(settings, slot, clock)
     gateway = Gateway(
         Router(settings.use_cases, settings.models, settings.default, settings.providers),
         Access(settings.tenants, closed=closed),
@@ -163,6 +170,7 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         partial(rng.getrandbits, 74),
         total_timeout_s=server_settings.total_timeout_s,
         in_flight_max=server_settings.in_flight_max,
+        capture=capture,
     )
     server = build_server(loop, watch, gateway.serve, gate, server_settings, outbox)
     return Worker(
@@ -178,7 +186,18 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         tally_file,
         keys,
         server_settings.drain_timeout_s,
+        capture,
     )
+
+
+def build_capture(settings: Settings, slot: int, clock: SystemClock) -> Capture | None:
+    """None: nobody's content is kept."""
+    choice = Choice(settings)
+    if not choice.any:
+        return None
+    server, capture = settings.server, settings.capture
+    open_tray = partial(Tray, Path(server.state_dir), slot, capture.waiting_bytes_max // server.workers)
+    return Capture(choice, Porter(open_tray), clock, capture.body_bytes_max)
 
 
 def closed_gate(doorkeeper: Doorkeeper) -> Callable[[Request], None]:
@@ -308,12 +327,23 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
             names.LEDGER_ROWS: lambda: shipper.tally.rows,
             names.LEDGER_ERRORS: lambda: shipper.tally.errors,
             names.LEDGER_INTERRUPTED: lambda: shipper.tally.interrupted,
+            names.CONTENT_STORED: lambda: contents.tally.stored,
+            names.CONTENT_LOST: lambda: contents.tally.lost,
+            names.CONTENT_REMOVED: lambda: contents.tally.removed,
+            names.CONTENT_ERRORS: lambda: contents.tally.errors,
             names.JOURNAL_BYTES: lambda: bytes_on_disk(state_dir / JOURNAL_DIR),
         }
     )
     known = migrations("sqlite")
     store = SqliteStore(Path(settings.sqlite_path), known, clock, identity(state_dir))
     shipper = Shipper(state_dir, store, clock, unpriced, [metrics.observe])
+    contents = ContentShipper(
+        state_dir,
+        SqliteContents(Path(settings.sqlite_path), known, clock.wall_ns),
+        clock,
+        retention_s=settings.capture.retention_s,
+        bytes_max=settings.capture.bytes_max,
+    )
     control: ControlProcess
 
     def render() -> bytes:
@@ -332,6 +362,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
         shared,
         shipper,
         store,
+        contents,
         server,
         keys,
         settings.server.workers,

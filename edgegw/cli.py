@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgegw import __version__
+from edgegw.cli_content import content
 from edgegw.cli_keys import keys
 from edgegw.cli_options import (
     config_option,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 PORT = click.IntRange(0, 65_535)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, commands=[keys])
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, commands=[content, keys])
 @click.version_option(__version__, prog_name="edgegw")
 def main() -> None:
     """edgegw, an AI gateway: exact limits, an exact ledger, streams that never end silently."""

@@ -65,15 +65,23 @@ def settings_of(config: str | None) -> Settings:
 
 
 def database(config: str | None, db: str | None) -> Path:
-    """Which rows to read. That takes no keys, and so none must be set for it: what stands in for them is not used."""
+    """Which rows to read."""
+    return Path(_without_keys(config).sqlite_path if db is None else db)
+
+
+def state_dir(config: str | None) -> Path:
+    """Where the gateway of these settings keeps what it has not stored yet."""
+    return Path(_without_keys(config).server.state_dir)
+
+
+def _without_keys(config: str | None) -> Settings:
+    """Reading takes no keys, and so none must be set for it: what stands in for them is not used."""
     from edgegw.settings import SettingsError, load
     from edgegw.settings.environment import PROVIDERS
 
-    if db is not None:
-        return Path(db)
     unset = {provider.key: "unset" for provider in PROVIDERS if not os.environ.get(provider.key)}
     try:
-        return Path(load(config, os.environ | unset).sqlite_path)
+        return load(config, os.environ | unset)
     except SettingsError as error:
         click.echo(str(error), err=True)
         sys.exit(EXIT_SETTINGS)

@@ -145,7 +145,7 @@ class Gateway:
             ask = self._read(request, exchange)
             tenant = exchange.tenant = phases.admit(self._access, request, ask)
             if self._capture is not None:
-                copy = self._capture.open(exchange, reply)
+                copy = self._capture.begin(exchange, reply)
             route = exchange.route = phases.route(self._access, self._router, tenant, ask)
             allowance = self._allow(exchange, route)
             tokens = self._estimate(tenant, route, ask)
@@ -164,7 +164,7 @@ class Gateway:
         self._close(exchange, ending, reply)
         ending.deliver(reply)
         if copy is not None and self._capture is not None:
-            self._capture.close(exchange, request, copy)
+            self._capture.end(exchange, request, copy)
 
     # -- before the attempts --
 

@@ -81,6 +81,8 @@ class Worker:
             await upstream.pool.close()
         self.watch.stop()
         self.journal.close()
+        if self.capture is not None:
+            self.capture.close()
         self.tally.unlink(missing_ok=True)
         return 0
 

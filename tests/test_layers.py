@@ -43,6 +43,7 @@ LAYERS: dict[int, str] = {
         limits.redis.__init__ limits.redis.keys limits.redis.script limits.redis.absence limits.redis.tab
         limits.rules limits.holdings limits.turns
         ledger.__init__ ledger.record ledger.encoding ledger.store ledger.usage ledger.assembly
+        content.__init__ content.record content.wire content.choice content.store content.answer
         telemetry.__init__ telemetry.names
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
@@ -57,6 +58,7 @@ LAYERS: dict[int, str] = {
         ledger.segment ledger.identity ledger.journal ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
         ledger.listing
         ledger.shipper
+        content.files content.porter content.capture content.sqlite content.shipper
         telemetry.metrics
         simulator.rules_file
     """,
@@ -66,7 +68,8 @@ LAYERS: dict[int, str] = {
         simulator.server
     """,
     4: """
-        __main__ app cli cli_keys cli_options supervisor child doors worker demo show keys.command simulator.run
+        __main__ app cli cli_keys cli_options cli_content supervisor child doors worker demo show
+        keys.command content.command simulator.run
     """,
 }
 
@@ -110,19 +113,23 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "limits.redis.script": ("limits.bucket", "limits.meter"),
     "limits.redis.tab": ("limits.bucket", "limits.meter"),
     "limits.accounts": ("channel",),  # what a lease lacks is asked for over the channel
+    "content.wire": ("http.reply",),  # takes off what http put on
+    "content.answer": ("http.sse",),  # a stream is server-sent events
+    "content.sqlite": ("ledger.schema", "ledger.sqlite", "ledger.sqlite_file"),  # one database, one schema
     "gateway": ("attempts", "phases"),
     "app": ("child", "supervisor", "worker"),
     "worker": ("child",),
     "supervisor": ("child", "doors"),
     "demo": ("show",),  # ends with the rows, as `edgegw attempts` prints them
-    "cli": ("app", "cli_keys", "cli_options", "demo", "show", "simulator.run"),
+    "cli": ("app", "cli_content", "cli_keys", "cli_options", "demo", "show", "simulator.run"),
+    "cli_content": ("cli_options", "content.command", "show"),
     "cli_keys": ("cli_options", "keys.command"),
     "__main__": ("cli",),
 }
 
 # Own modules imported inside functions: the command line starts fast because a command loads only what it needs.
 # What the control process is made of only when it is configured.
-LAZY = {"cli", "cli_keys", "cli_options", "app"}
+LAZY = {"cli", "cli_content", "cli_keys", "cli_options", "app"}
 
 # What layers 0 and 1 must not have: clock, dice and bytes are arguments.
 IMPURE = {
@@ -144,7 +151,7 @@ MAY_READ_FILES = {
 # Outside libraries and where they may be. Another module is another place that has to know a library's exceptions.
 EVERYWHERE = {"msgspec"}
 LIBRARIES: dict[str, set[str]] = {
-    "click": {"cli", "cli_keys", "cli_options"},
+    "click": {"cli", "cli_content", "cli_keys", "cli_options"},
     "hiredis": {"limits.redis.connection"},
     "httptools": {"http.connection", "http.response", "simulator.server"},
     "orjson": {"gateway", "control.admin"},
@@ -162,6 +169,10 @@ NOT_IN_THE_DATA_PLANE_OWN = (
     "simulator.",
     "ledger.sqlite",
     "ledger.shipper",
+    "content.sqlite",
+    "content.shipper",
+    "content.store",
+    "content.answer",
     "keys.sqlite",
     "keys.feed",
     "keys.making",

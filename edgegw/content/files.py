@@ -14,6 +14,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 CONTENT_DIR = "content"  # in the state directory
@@ -97,21 +98,24 @@ class Trays:
 
     def waiting(self, files_max: int) -> list[Path]:
         """Some of the files that wait, oldest request first."""
-        found: list[Path] = []
-        for path in self._files():
-            if path.suffix == SUFFIX:
-                found.append(path)
-                if len(found) == files_max:
-                    break
-        return sorted(found, key=lambda path: path.name)
+        return sorted(islice(self.all(), files_max), key=lambda path: path.name)
 
-    def remove_unfinished(self, wall_ns: int) -> None:
-        """Those that a worker left which died."""
+    def all(self) -> Iterator[Path]:
+        """Every file that waits, in no order."""
+        return (path for path in self._files() if path.suffix == SUFFIX)
+
+    def tidy(self, wall_ns: int, before_ns: int) -> int:
+        """Removes what was put down before a time, and what workers that died left unfinished. How many went of the
+        former."""
+        unfinished_ns = wall_ns - int(UNFINISHED_S * 1e9)
+        old = 0
         for path in self._files():
-            if path.suffix == UNFINISHED:
-                with suppress(OSError):
-                    if path.stat().st_mtime_ns + UNFINISHED_S * 1e9 < wall_ns:
-                        path.unlink()
+            with suppress(OSError):
+                written_ns = path.stat().st_mtime_ns
+                if written_ns < before_ns or (path.suffix == UNFINISHED and written_ns < unfinished_ns):
+                    path.unlink()
+                    old += path.suffix == SUFFIX
+        return old
 
     @contextmanager
     def held(self) -> Iterator[bool]:

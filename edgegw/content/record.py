@@ -10,15 +10,12 @@ from typing import Any
 
 import msgspec
 
-VERSION = 1
-
 
 class Content(msgspec.Struct, array_like=True, gc=False):
     """Fields are only ever appended. `request` is the body as the client sent it, `reply` what the client was sent:
     the body behind the head, and with `chunked` in the framing of HTTP (wire.py takes it off). `*_cut`: there was more.
     `stored_ns`: when it was put down, Unix nanoseconds."""
 
-    version: int
     request_id: str
     tenant: str
     stored_ns: int
@@ -31,7 +28,7 @@ class Content(msgspec.Struct, array_like=True, gc=False):
     chunked: bool = False
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """What it counts against the bound of the table."""
         return len(self.request) + len(self.reply)
 
@@ -57,7 +54,7 @@ def content_row(content: Content) -> tuple[Any, ...]:
         content.request_id,
         content.tenant,
         content.stored_ns,
-        content.bytes,
+        content.size,
         content.dialect,
         content.stream,
         content.request_cut,
@@ -71,7 +68,6 @@ def content_of(row: tuple[Any, ...]) -> Content:
     """The way back, from a row in the order of COLUMNS."""
     id_, tenant, stored_ns, _, dialect, stream, request_cut, reply_cut, request, reply = row
     return Content(
-        VERSION,
         str(id_),
         tenant,
         stored_ns,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edgegw.channel_server import ChannelServer
+from edgegw.content.shipper import ContentShipper
 from edgegw.control.admin import Readiness
 from edgegw.http.server import Server
 from edgegw.http.watch import Watch
@@ -24,6 +25,7 @@ from edgegw.limits.memory_file import MemoryFile
 
 # For shipping what the workers left; what is not shipped by then is shipped at the next start.
 SHIP_TIMEOUT_S = 10.0
+CONTENT_TIMEOUT_S = 2.0
 
 logger = logging.getLogger("edgegw.control")
 
@@ -52,6 +54,7 @@ class ControlProcess:
     shared: SharedLimits | None
     shipper: Shipper
     store: Store
+    contents: ContentShipper
     admin: Server
     keys: KeyFeed | None  # None: nobody needs a key
     workers_wanted: int
@@ -69,6 +72,7 @@ class ControlProcess:
         await self.admin.listen(admin)
         shipping = loop.create_task(self.shipper.run())
         shipping.add_done_callback(lambda _: told_to_go.set())
+        self.contents.start()
         remembering = None if self.memory is None else loop.create_task(self.memory.run())
         feeding = loop.create_task(self.keys.run()) if self.keys is not None else None
         if feeding is not None:
@@ -84,6 +88,7 @@ class ControlProcess:
             code = 1
         else:
             await self.shipper.stop(SHIP_TIMEOUT_S)
+        await self.contents.stop(CONTENT_TIMEOUT_S)
         if feeding is not None:
             code = await _end(feeding) or code
         if self.memory is not None:
@@ -94,6 +99,7 @@ class ControlProcess:
         self.admin.drain()
         self.admin.abort()
         await self.store.close()
+        await self.contents.close()
         self.watch.stop()
         return code
 
@@ -110,6 +116,7 @@ class ControlProcess:
                 "rows": tally.rows,
             },
         }
+        details["content"] = self.contents.details()
         if self.keys is not None:
             details["keys"] = self.keys.details()
         return Readiness(bool(workers), details)

@@ -49,7 +49,9 @@ _MEASURES = (
     Field("tokens_per_month", "tokens_per_month", _limit(TOKENS_MAX), "Tokens within a calendar month (UTC)."),
 )
 _WITHOUT_REDIS = values.choice("local", "open", "closed")
-CAPTURE_MODE = values.choice("off", "errors", "sampled", "all")
+_MODES = ("off", "errors", "sampled", "all")
+# To an editor that knows YAML 1.1 only, `off` is a boolean.
+CAPTURE_MODE = replace(values.choice(*_MODES), schema={"enum": [False, *_MODES]})
 
 LIMITS = Section(
     LimitSettings,

@@ -23,7 +23,7 @@ _UNIT_BYTES = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1}
 
 _WHOLE = re.compile(r"0|[1-9][0-9]*")
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(ms|s|m|h|d)?")
-_SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?) ?%")
+_SHARE = re.compile(r"(100|[0-9]{1,2}(?:\.[0-9]{1,6})?) ?%")
 _SIZE = re.compile(r"([0-9]{1,15}) ?(B|KiB|MiB|GiB)?")
 _VISIBLE = re.compile(r"[!-~]+")
 _DIGEST = re.compile(r"sha256:([0-9A-Fa-f]{64})")
@@ -150,7 +150,7 @@ def share() -> Kind:
 
     def read(text: str) -> float:
         found = _SHARE.fullmatch(text)
-        if not found or float(found[1]) > 100:
+        if not found:
             raise ValueError
         return float(found[1]) / 100
 
