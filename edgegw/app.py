@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +35,9 @@ from edgegw.content.files import Tray
 from edgegw.content.porter import Porter
 from edgegw.content.shipper import ContentShipper
 from edgegw.content.sqlite import SqliteContents
+from edgegw.content.store import ContentStore
 from edgegw.control.admin import Admin, admin_gate
+from edgegw.control.journals import Journals
 from edgegw.control.process import ControlProcess
 from edgegw.gateway import Gateway
 from edgegw.http.client_connection import Waits
@@ -48,12 +51,13 @@ from edgegw.keys.feed import KeyFeed
 from edgegw.keys.sqlite import SqliteKeys
 from edgegw.keys.subscriber import KeySubscriber
 from edgegw.keys.table import KeyTable, settings_keys
-from edgegw.ledger.assembly import unpriced
 from edgegw.ledger.identity import identity
-from edgegw.ledger.journal import JOURNAL_DIR, Journal, bytes_on_disk
+from edgegw.ledger.journal import Journal
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
+from edgegw.ledger.sqlite_retention import SqliteRetention
+from edgegw.ledger.upkeep import Upkeep, Upkeeper
 from edgegw.leg import LegWaits
 from edgegw.limits import tally
 from edgegw.limits.accounts import TALLY_CELLS, Accounts
@@ -61,10 +65,12 @@ from edgegw.limits.authority import MemoryAuthority
 from edgegw.limits.limiter import Limiter
 from edgegw.limits.memory_file import MemoryFile
 from edgegw.limits.rules import Rules
+from edgegw.price_table import shipped as shipped_prices
+from edgegw.prices import PriceList
 from edgegw.providers import registry
 from edgegw.retry import RetryBudget
 from edgegw.routing import Router
-from edgegw.settings import ProviderSettings, Secret, ServerSettings, Settings, parse_redis
+from edgegw.settings import ProviderSettings, Secret, ServerSettings, Settings, parse_postgres, parse_redis
 from edgegw.telemetry import names
 from edgegw.telemetry.metrics import Figure, Metrics
 from edgegw.telemetry.names import Family
@@ -72,6 +78,7 @@ from edgegw.tokens import TokenEstimator
 from edgegw.worker import Worker
 
 if TYPE_CHECKING:
+    from edgegw.ledger.postgres.store import PostgresStore
     from edgegw.limits.redis.authority import RedisAuthority
 
 # A worker makes hardly any cycles: looking for them often costs more than it finds.
@@ -141,6 +148,7 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         pid=os.getpid(),
         segment_bytes=journal_settings.segment_bytes,
         bytes_max=journal_settings.bytes_max,
+        when_full=journal_settings.when_full,
     )
     channel = ChannelClient(str(state_dir / "control.sock"), slot, os.getpid())
     tally_file = tally.path(state_dir, slot, os.getpid())
@@ -307,6 +315,36 @@ def redis_figures(authority: RedisAuthority) -> dict[Family, Callable[[], Figure
     }
 
 
+def build_books(
+    settings: Settings, clock: SystemClock, state_dir: Path
+) -> tuple[SqliteStore | PostgresStore, list[Upkeep]]:
+    """Where the rows go, and what is to be done there now and then."""
+    journal, retention_s = identity(state_dir), settings.storage.retention_s
+    url = settings.postgres_url
+    if url is None:
+        in_file = SqliteStore(Path(settings.sqlite_path), migrations("sqlite"), clock, journal)
+        return in_file, [] if retention_s is None else [SqliteRetention(in_file.file, retention_s)]
+    try:
+        from edgegw.ledger.postgres.store import PostgresStore
+        from edgegw.ledger.postgres.upkeep import PostgresUpkeep
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"storage.database_url needs {error.name}: pip install 'edgegw[postgres]'") from None
+
+    address, known = parse_postgres(url.reveal()), migrations("postgres")
+    store = PostgresStore(address, known, clock, journal)
+    return store, [PostgresUpkeep(address, known, clock, retention_s)]
+
+
+def build_content_store(settings: Settings, clock: SystemClock) -> ContentStore:
+    """Beside the rows."""
+    url = settings.postgres_url
+    if url is None:
+        return SqliteContents(Path(settings.sqlite_path), migrations("sqlite"), clock.wall_ns)
+    from edgegw.content.postgres import PostgresContents
+
+    return PostgresContents(parse_postgres(url.reveal()), migrations("postgres"), clock.wall_ns)
+
+
 def build_control(settings: Settings, channel: socket.socket, loop: asyncio.AbstractEventLoop) -> ControlProcess:
     clock = SystemClock()
     watch = Watch(loop, clock.now)
@@ -319,27 +357,38 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     memory = MemoryFile(state_dir, in_memory, channel_server.unspent) if shared is None else None
     if memory is not None:
         memory.load()
+    journals = Journals(channel_server, state_dir, settings.storage.journal)
     shipper: Shipper
     metrics = Metrics(
         {
             **({} if shared is None else redis_figures(shared)),
             names.LEDGER_LAG: lambda: shipper.lag_s,
             names.LEDGER_ROWS: lambda: shipper.tally.rows,
+            names.LEDGER_BATCHES: lambda: shipper.tally.batches,
+            names.LEDGER_BATCH_SECONDS: lambda: shipper.tally.write_s,
+            names.LEDGER_REJECTED: lambda: shipper.tally.rejected,
+            names.LEDGER_REJECTED_LOST: lambda: shipper.tally.rejected_lost,
             names.LEDGER_ERRORS: lambda: shipper.tally.errors,
+            names.LEDGER_UPKEEP_ERRORS: lambda: upkeeper.tally.errors,
             names.LEDGER_INTERRUPTED: lambda: shipper.tally.interrupted,
+            names.LEDGER_DAMAGE: lambda: {(kind,): count for kind, count in asdict(shipper.tally.damage).items()},
             names.CONTENT_STORED: lambda: contents.tally.stored,
             names.CONTENT_LOST: lambda: contents.tally.lost,
             names.CONTENT_REMOVED: lambda: contents.tally.removed,
             names.CONTENT_ERRORS: lambda: contents.tally.errors,
-            names.JOURNAL_BYTES: lambda: bytes_on_disk(state_dir / JOURNAL_DIR),
+            names.JOURNAL_BYTES: journals.bytes,
+            names.JOURNAL_TROUBLE: journals.troubled,
+            names.JOURNAL_DROPPED: journals.dropped,
+            names.JOURNAL_LOST: journals.lost,
         }
     )
-    known = migrations("sqlite")
-    store = SqliteStore(Path(settings.sqlite_path), known, clock, identity(state_dir))
-    shipper = Shipper(state_dir, store, clock, unpriced, [metrics.observe])
+    store, upkeeps = build_books(settings, clock, state_dir)
+    prices = PriceList(settings.prices, settings.providers.values(), shipped_prices())
+    upkeeper = Upkeeper(upkeeps, clock)
+    shipper = Shipper(state_dir, store, clock, prices.price, [metrics.observe])
     contents = ContentShipper(
         state_dir,
-        SqliteContents(Path(settings.sqlite_path), known, clock.wall_ns),
+        build_content_store(settings, clock),
         clock,
         retention_s=settings.capture.retention_s,
         bytes_max=settings.capture.bytes_max,
@@ -353,7 +402,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     server = build_server(loop, watch, handler.serve, admin_gate, settings.server, Outbox())
     keys: KeyFeed | None = None
     if settings.auth == "keys":
-        key_store = SqliteKeys(Path(settings.sqlite_path), known, clock.wall_ns)
+        key_store = SqliteKeys(Path(settings.sqlite_path), migrations("sqlite"), clock.wall_ns)
         keys = KeyFeed(key_store, channel_server, rules, clock)
     control = ControlProcess(
         watch,
@@ -362,6 +411,8 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
         shared,
         shipper,
         store,
+        journals,
+        upkeeper,
         contents,
         server,
         keys,

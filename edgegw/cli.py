@@ -8,32 +8,21 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
 from edgegw import __version__
+from edgegw.cli_books import attempts, requests, tail, usage
 from edgegw.cli_content import content
 from edgegw.cli_keys import keys
-from edgegw.cli_options import (
-    config_option,
-    database,
-    db_option,
-    follow_option,
-    json_option,
-    limit_option,
-    read_settings,
-    settings_of,
-    since_option,
-)
-
-if TYPE_CHECKING:
-    from edgegw.ledger.listing import Table
+from edgegw.cli_options import config_option, read_settings, settings_of
 
 PORT = click.IntRange(0, 65_535)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, commands=[content, keys])
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]}, commands=[attempts, content, keys, requests, tail, usage]
+)
 @click.version_option(__version__, prog_name="edgegw")
 def main() -> None:
     """edgegw, an AI gateway: exact limits, an exact ledger, streams that never end silently."""
@@ -115,73 +104,3 @@ def demo(port: int, once: bool) -> None:
     from edgegw import demo as tour
 
     sys.exit(tour.run(port, once=once))
-
-
-@main.command()
-@config_option
-@db_option
-@click.option("--tenant", help="Of this tenant only.")
-@click.option("--state", help="With this end state only, e.g. complete or failed.")
-@since_option
-@limit_option
-@json_option
-@follow_option
-def requests(
-    config: str | None,
-    db: str | None,
-    tenant: str | None,
-    state: str | None,
-    since: str | None,
-    limit: int,
-    as_json: bool,
-    follow: bool,
-) -> None:
-    """List requests, one row each, the latest last."""
-    _list("requests", config, db, since, limit, as_json, follow, tenant=tenant, state=state)
-
-
-@main.command()
-@config_option
-@db_option
-@click.option("--request", "request_id", metavar="ID", help="Of this request only.")
-@since_option
-@limit_option
-@json_option
-@follow_option
-def attempts(
-    config: str | None,
-    db: str | None,
-    request_id: str | None,
-    since: str | None,
-    limit: int,
-    as_json: bool,
-    follow: bool,
-) -> None:
-    """List provider attempts: each primary, retry and fallback."""
-    _list("provider_attempts", config, db, since, limit, as_json, follow, request_id=request_id)
-
-
-def _list(
-    table: Table,
-    config: str | None,
-    db: str | None,
-    since: str | None,
-    limit: int,
-    as_json: bool,
-    follow: bool,
-    tenant: str | None = None,
-    state: str | None = None,
-    request_id: str | None = None,
-) -> None:
-    from edgegw import show
-    from edgegw.ledger.listing import Filter, NoLedgerError
-
-    try:
-        chosen = Filter(request_id=request_id, tenant=tenant, state=state, since_ns=show.since_ns(since))
-        show.show(table, database(config, db), sys.stdout, chosen=chosen, limit=limit, as_json=as_json, follow=follow)
-    except show.TimeError as error:
-        raise click.BadParameter(str(error), param_hint="--since") from None
-    except NoLedgerError as error:
-        raise click.ClickException(str(error)) from None
-    except KeyboardInterrupt:
-        sys.exit(0)

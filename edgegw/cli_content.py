@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from edgegw.cli_options import config_option, database, db_option, json_option, state_dir
+from edgegw.cli_options import books_option, config_option, json_option, settings_for_reading
+
+if TYPE_CHECKING:
+    from edgegw.content.store import ContentStore
 
 
 @click.group()
@@ -20,7 +26,7 @@ def content() -> None:
 
 @content.command()
 @config_option
-@db_option
+@books_option
 @click.argument("request_id", metavar="ID")
 @click.option("--raw", is_flag=True, help="A stream as it was sent, not put together.")
 @json_option
@@ -29,13 +35,13 @@ def show(config: str | None, db: str | None, request_id: str, raw: bool, as_json
     from edgegw.content import command
 
     with _complaints():
-        for line in command.show(database(config, db), request_id, raw=raw, as_json=as_json):
+        for line in command.show(_store(config, db), request_id, raw=raw, as_json=as_json):
             click.echo(line)
 
 
 @content.command()
 @config_option
-@db_option
+@books_option
 @click.argument("request_id", metavar="[ID]", required=False)
 @click.option("--tenant", "-t", help="All of this tenant's.")
 @click.option("--before", metavar="TIME", help="All from before then: 7d, 24h, or 2026-11-22 (UTC).")
@@ -48,13 +54,37 @@ def delete(config: str | None, db: str | None, request_id: str | None, tenant: s
     from edgegw.content import command
     from edgegw.content.store import Chosen
 
+    if request_id is None and tenant is None and before is None:
+        raise click.UsageError("Say whose content: that of a request, --tenant, --before, or several of these.")
     try:
-        chosen = Chosen(request_id, tenant, times.since_ns(before))
+        chosen = Chosen(request_id, tenant, times.time_ns(before, time.time_ns()))
     except times.TimeError as error:
         raise click.BadParameter(str(error), param_hint="--before") from None
     with _complaints():
-        deleted = command.delete(database(config, db), None if db else state_dir(config), chosen)
+        state_dir = None if db else Path(settings_for_reading(config).server.state_dir)
+        deleted = command.delete(_store(config, db), state_dir, chosen)
     click.echo(f"deleted the content of {deleted} request{'' if deleted == 1 else 's'}")
+
+
+def _store(config: str | None, db: str | None) -> ContentStore:
+    """At `db`, a path or a URL, or where the settings have it."""
+    from edgegw.content.sqlite import SqliteContents
+    from edgegw.ledger.schema import migrations
+    from edgegw.settings import parse_postgres
+    from edgegw.settings.model import SQLITE
+
+    settings = settings_for_reading(config) if db is None else None
+    url = db if settings is None or settings.postgres_url is None else settings.postgres_url.reveal()
+    if url is not None and url.startswith(("postgres://", "postgresql://")):
+        try:
+            from edgegw.content.postgres import PostgresContents
+        except ModuleNotFoundError as error:
+            raise click.ClickException(f"PostgreSQL needs {error.name}: pip install 'edgegw[postgres]'") from None
+        return PostgresContents(parse_postgres(url), migrations("postgres"), time.time_ns)
+    path = Path(settings.sqlite_path if settings is not None else (db or "").removeprefix(SQLITE))
+    if not path.exists():
+        raise click.ClickException(f"there is no database {path}")
+    return SqliteContents(path, migrations("sqlite"), time.time_ns)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from edgegw.ledger.books import Books
     from edgegw.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -23,12 +24,17 @@ EXIT_SETTINGS = 2
 COUNT = click.IntRange(1, 10**12)  # of a limit, as in the settings
 
 config_option = click.option("--config", "-c", metavar="FILE", help="Settings file [EDGEGW_CONFIG, ./edgegw.yaml].")
+books_option = click.option(
+    "--db", metavar="FILE|URL", help="A SQLite file, or the URL of a PostgreSQL [what the settings name]."
+)
 db_option = click.option("--db", metavar="FILE", help="The SQLite file [the one that the settings name].")
 limit_option = click.option(
     "--limit", "-n", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many."
 )
 since_option = click.option("--since", metavar="TIME", help="Since then: 15m, 24h, 7d, or 2026-11-22T10:00 (UTC).")
+until_option = click.option("--until", metavar="TIME", help="Before then, said alike.")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+csv_option = click.option("--csv", "as_csv", is_flag=True, help="CSV, with a head.")
 own_limits = (
     click.option("--tokens-per-minute", type=COUNT, help="Input and output together."),
     click.option("--requests-per-minute", type=COUNT, help="Requests begun."),
@@ -36,7 +42,6 @@ own_limits = (
     click.option("--tokens-per-day", type=COUNT, help="From midnight to midnight, UTC."),
     click.option("--tokens-per-month", type=COUNT, help="From the first of the month, UTC."),
 )
-follow_option = click.option("--follow", "-f", is_flag=True, help="Go on with what comes.")
 
 
 def with_options(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
@@ -65,17 +70,23 @@ def settings_of(config: str | None) -> Settings:
 
 
 def database(config: str | None, db: str | None) -> Path:
-    """Which rows to read."""
-    return Path(_without_keys(config).sqlite_path if db is None else db)
+    """The SQLite file that a command is for."""
+    return Path(settings_for_reading(config).sqlite_path if db is None else db)
 
 
-def state_dir(config: str | None) -> Path:
-    """Where the gateway of these settings keeps what it has not stored yet."""
-    return Path(_without_keys(config).server.state_dir)
+def open_books(config: str | None, db: str | None) -> Books:
+    """The books that a command is to read: those at `db`, a path or a URL, or those that the settings name."""
+    from edgegw.ledger.books import SqliteBooks
+    from edgegw.ledger.schema import migrations
+    from edgegw.settings.model import SQLITE
+
+    path = Path(settings_for_reading(config).sqlite_path if db is None else db.removeprefix(SQLITE))
+    return SqliteBooks(path, migrations("sqlite"))
 
 
-def _without_keys(config: str | None) -> Settings:
-    """Reading takes no keys, and so none must be set for it: what stands in for them is not used."""
+def settings_for_reading(config: str | None) -> Settings:
+    """The settings for a command that only wants to know where things are. That takes no keys, and so none must be set
+    for it: what stands in for them is not used."""
     from edgegw.settings import SettingsError, load
     from edgegw.settings.environment import PROVIDERS
 

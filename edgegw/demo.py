@@ -6,6 +6,7 @@ whose first provider fails, and shows the rows of all attempts. On a terminal ev
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import shutil
@@ -19,7 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgegw import show
-from edgegw.ledger import listing
+from edgegw.ledger.books import NoLedgerError, SqliteBooks
+from edgegw.ledger.questions import Filter, Table, newest
+from edgegw.ledger.schema import migrations
 
 START_TIMEOUT_S = 15.0
 ROWS_TIMEOUT_S = 5.0
@@ -120,9 +123,17 @@ def _tour(port: int, state_dir: Path) -> None:
     title(4, "What the ledger has of it: the requests, and every attempt")
     database = state_dir / "edgegw.db"
     _wait_for_rows(database, 5)
-    show.show("requests", database, sys.stdout, chosen=listing.Filter(), limit=20)
+    asyncio.run(_show(database, "requests"))
     print()
-    show.show("provider_attempts", database, sys.stdout, chosen=listing.Filter(), limit=20)
+    asyncio.run(_show(database, "provider_attempts"))
+
+
+async def _show(database: Path, table: Table) -> None:
+    books = SqliteBooks(database, migrations("sqlite"))
+    try:
+        await show.show(books, table, sys.stdout, chosen=Filter(), limit=20)
+    finally:
+        await books.close()
 
 
 def _stay(port: int, state_dir: Path) -> None:
@@ -134,7 +145,7 @@ Everything is still up. In another terminal:
 
 {_curl(port, {**plain, "model": "flaky", "stream": True})}
 
-{_program()} attempts --follow --db {state_dir / "edgegw.db"}
+{_program()} tail --attempts -f --db {state_dir / "edgegw.db"}
 
 Ctrl-C ends it.""")
     with suppress(KeyboardInterrupt):
@@ -188,11 +199,19 @@ def _answer(body: bytes) -> str:
 def _wait_for_rows(database: Path, attempts: int) -> None:
     until_s = time.monotonic() + ROWS_TIMEOUT_S
     while time.monotonic() < until_s:
-        with suppress(listing.NoLedgerError):
-            if len(listing.attempts(database, limit=attempts)) >= attempts:
+        with suppress(NoLedgerError):
+            if asyncio.run(_attempts(database, attempts)) >= attempts:
                 return
         time.sleep(0.05)
     raise DemoError("the rows did not arrive")
+
+
+async def _attempts(database: Path, limit: int) -> int:
+    books = SqliteBooks(database, migrations("sqlite"))
+    try:
+        return len(await books.rows(newest("provider_attempts", Filter(), limit)))
+    finally:
+        await books.close()
 
 
 def _user(text: str) -> dict[str, str]:

@@ -1,55 +1,129 @@
-"""What `edgegw requests` and `edgegw attempts` print: rows of the ledger, a table or JSON lines, the latest last."""
+"""What the commands about the books print: rows, sums, and rows as they come; as a table, JSON lines or CSV."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
-from edgegw.ledger import listing
-from edgegw.ledger.listing import Filter, Row, Table
+from edgegw.ledger import questions, tables
+from edgegw.ledger.books import Books
+from edgegw.ledger.questions import Filter, Row, Table
+from edgegw.ledger.usage import SUMS
+
+Form = Literal["table", "json", "csv"]
 
 FOLLOW_POLL_S = 0.2
 # A followed table cannot know the widths of what is to come; a head is repeated after so many lines.
 LINES_PER_HEAD = 40
-_SPAN = re.compile(r"(\d+)([smhd])")
-_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SPAN = re.compile(r"(\d{1,9})([smhdw])")
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604_800}
 
 
 class TimeError(ValueError):
     """A time that nobody understands."""
 
 
-def since_ns(text: str | None) -> int | None:
-    """Unix nanoseconds of `15m`, `24h`, `7d` ago, or of an ISO time (UTC unless it says otherwise)."""
+def time_ns(text: str | None, now_ns: int) -> int | None:
+    """Unix nanoseconds of `15m`, `24h`, `7d` before `now_ns`, or of an ISO time (UTC unless it says otherwise)."""
     if text is None:
         return None
     span = _SPAN.fullmatch(text)
     if span is not None:
-        return time.time_ns() - int(span[1]) * _UNIT_S[span[2]] * 1_000_000_000
+        return max(0, now_ns - int(span[1]) * _UNIT_S[span[2]] * 1_000_000_000)
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise TimeError(f"not a time (15m, 24h, 7d, 2026-11-22T10:00): {text}") from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1e9)
+    return max(0, int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()) * 1_000_000_000)
 
 
-def show(
-    table: Table, db: Path, out: TextIO, *, chosen: Filter, limit: int, as_json: bool = False, follow: bool = False
+async def show(books: Books, table: Table, out: TextIO, *, chosen: Filter, limit: int, form: Form = "table") -> None:
+    """Prints the last `limit` rows, the latest last. Raises NoLedgerError."""
+    rows = await books.rows(questions.newest(table, chosen, limit))
+    _print(_lines(table, _latest_last(rows, table), form, out), form, out)
+
+
+async def tail(
+    books: Books, table: Table, out: TextIO, *, chosen: Filter, last: int, form: Form = "table", poll_s: float
 ) -> None:
-    """Prints the last `limit` rows; with `follow` it goes on until interrupted. Raises NoLedgerError."""
-    if follow:
-        _follow(table, db, out, chosen, limit, as_json)
+    """Prints the `last` rows that were written, and then what is written, without end. Raises NoLedgerError."""
+    shown: list[Row] = []
+    layout: tables.Layout | None = None
+    lines = 0
+    if form == "csv":
+        print(tables.csv_head(questions.COLUMNS[table]), file=out)
+    async for rows in books.follow(table, chosen, last):
+        if form != "table":
+            _print(_programs_lines(questions.COLUMNS[table], rows, form), form, out)
+        else:
+            for row in rows:
+                shown = [*shown[-LINES_PER_HEAD:], row]
+                if layout is None or lines % LINES_PER_HEAD == 0:
+                    layout = tables.layout(tables.COLUMNS[table], shown, _width(out))
+                    print(layout.head(), file=out)
+                lines += 1
+                print(layout.row(row), file=out)
+        if not rows:
+            out.flush()
+            await asyncio.sleep(poll_s)
+
+
+async def usage(
+    books: Books,
+    out: TextIO,
+    notes: TextIO,
+    *,
+    by: Sequence[str],
+    chosen: Filter,
+    since_ns: int,
+    until_ns: int,
+    form: Form = "table",
+) -> None:
+    """Prints the sums of whole hours, and says which; in a table with a last line for all of them. What is not for
+    programs goes to `notes` when the output is. Raises NoLedgerError."""
+    since, until = questions.whole_hours(since_ns, until_ns)
+    rows = await books.rows(questions.usage(by, chosen, since, until))
+    span = f"requests that began from {tables.hour(since)} until {tables.hour(until)} UTC, whole hours"
+    print(span, file=out if form == "table" else notes)
+    if form == "table":
+        _print(_usage_table(by, rows, out), form, out)
         return
-    read = listing.requests if table == "requests" else listing.attempts
-    rows = _latest_last(read(db, chosen, limit=limit), table)
-    lines = listing.json_lines(rows) if as_json else listing.table(table, rows, _width(out))
+    names = (*by, *SUMS)
+    if form == "csv":
+        print(tables.csv_head(names), file=out)
+    _print(_programs_lines(names, tables.with_times(rows), form), form, out)
+
+
+def _usage_table(by: Sequence[str], rows: list[Row], out: TextIO) -> Iterator[str]:
+    total: Row = dict.fromkeys(by, "")
+    total[by[0]] = "total"
+    for name in SUMS:
+        total[name] = sum(value for row in rows if isinstance(value := row[name], int))
+    return tables.table(tables.usage_columns(by), [*rows, total], _width(out))
+
+
+def _lines(table: Table, rows: list[Row], form: Form, out: TextIO) -> Iterator[str]:
+    if form == "table":
+        yield from tables.table(tables.COLUMNS[table], rows, _width(out))
+        return
+    if form == "csv":
+        yield tables.csv_head(questions.COLUMNS[table])
+    yield from _programs_lines(questions.COLUMNS[table], rows, form)
+
+
+def _programs_lines(names: Sequence[str], rows: Iterable[Row], form: Form) -> Iterator[str]:
+    return tables.csv_lines(names, rows) if form == "csv" else tables.json_lines(rows)
+
+
+def _print(lines: Iterable[str], form: Form, out: TextIO) -> None:
+    """CSV is exact in a file; a terminal sees only what it may."""
+    guarded = form == "csv" and out.isatty()
     for line in lines:
-        print(line, file=out)
+        print(tables.printable(line) if guarded else line, file=out)
 
 
 def _latest_last(rows: list[Row], table: Table) -> list[Row]:
@@ -57,31 +131,6 @@ def _latest_last(rows: list[Row], table: Table) -> list[Row]:
     if table == "requests":
         return rows[::-1]
     return sorted(rows, key=lambda row: (str(row["request_id"]), row["number"]))
-
-
-def _follow(table: Table, db: Path, out: TextIO, chosen: Filter, last: int, as_json: bool) -> None:
-    shown: list[Row] = []
-    layout: listing.Layout | None = None
-    lines = 0
-
-    def wait() -> None:
-        out.flush()
-        time.sleep(FOLLOW_POLL_S)
-
-    for row in listing.follow(db, table, wait, chosen, last=last):
-        if as_json:
-            print(*listing.json_lines([row]), file=out)
-            continue
-        shown = [*shown[-LINES_PER_HEAD:], row]
-        if layout is None or lines % LINES_PER_HEAD == 0:
-            layout = _layout(table, shown, out)
-            print(layout.head(), file=out)
-        lines += 1
-        print(layout.row(row), file=out)
-
-
-def _layout(table: Table, rows: Sequence[Row], out: TextIO) -> listing.Layout:
-    return listing.layout(table, rows, _width(out))
 
 
 def _width(out: TextIO) -> int:

@@ -18,20 +18,25 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+from postgres_rig import Database, Postgres, PostgresHouse, can_mount
 from redis_rig import HOST, House, Redis, Sentinels, Slow
 from rig import Gateway, Simulator, ask, eventually, start_gateway, start_simulator
 
 __all__ = [
     "HOST",
+    "Database",
     "Gateway",
     "Ground",
     "House",
     "Plane",
+    "Postgres",
+    "PostgresHouse",
     "Redis",
     "Sentinels",
     "Simulator",
     "Slow",
     "ask",
+    "can_mount",
     "credential",
     "digest",
     "eventually",

@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 import uvloop
+from postgres_rig import module_postgreses, postgres, postgreses, shared_postgres
 from redis_rig import module_redises, redis, redises, shared_redis
 from rig import gateway, module_gateways, simulator
 
-__all__ = ["gateway", "module_gateways", "module_redises", "redis", "redises", "shared_redis", "simulator"]
+__all__ = [
+    "gateway",
+    "module_gateways",
+    "module_postgreses",
+    "module_redises",
+    "postgres",
+    "postgreses",
+    "redis",
+    "redises",
+    "shared_postgres",
+    "shared_redis",
+    "simulator",
+]
 
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"uvloop": uvloop.new_event_loop}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m "not system"`, modules that are for real processes as a whole are not even imported: some load SDKs."""
+    if config.getoption("markexpr") != "not system" or collection_path.suffix != ".py":
+        return None
+    return "\npytestmark = pytest.mark.system\n" in collection_path.read_text("utf-8") or None

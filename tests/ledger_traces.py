@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
@@ -11,15 +10,18 @@ from pathlib import Path
 
 from edgegw.clock import ManualClock, uuid7
 from edgegw.exchange import Attempt, AttemptKind, Exchange, Route, Target, Usage
-from edgegw.ledger.assembly import unpriced
+from edgegw.ledger.assembly import Price, unpriced
+from edgegw.ledger.encoding import encode_attempt, encode_end
 from edgegw.ledger.journal import Journal
 from edgegw.ledger.reader import Damage, Reader
-from edgegw.ledger.record import Record
+from edgegw.ledger.record import AttemptRecord, End, Record, decoder
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.segment import SEGMENT_BYTES_MIN
-from edgegw.ledger.shipper import Observer, Shipper
+from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
-from edgegw.ledger.store import Position, Store
+from edgegw.ledger.store import Batch, Checkpoint, Position, Store
+from edgegw.ledger.telling import Observer
+from edgegw.settings import WhenFull
 
 WALL_NS = 1_750_000_000_000_000_000
 JOURNAL_ID = "00000000000000aa"
@@ -86,8 +88,39 @@ def play(
     return exchange
 
 
-def open_journal(state_dir: Path, life: int = 1, *, bytes_max: int = 1 << 30, segment_bytes: int = 0) -> Journal:
+def ended(number: int) -> Exchange:
+    exchange = make_exchange(number)
+    finish(make_attempt(exchange))
+    conclude(exchange)
+    return exchange
+
+
+def a_batch(numbers: range) -> Batch:
+    decode = decoder()
+    batch = Batch()
+    for exchange in map(ended, numbers):
+        end, attempt = decode(encode_end(exchange, 2)), decode(encode_attempt(exchange, exchange.attempts[0], 1))
+        assert isinstance(end, End)
+        assert isinstance(attempt, AttemptRecord)
+        batch.requests.append(end)
+        batch.attempts.append(attempt)
+    return batch
+
+
+def at(segment: int, offset: int) -> Checkpoint:
+    return Checkpoint(positions={"0-1-1": Position(segment, offset, offset, WALL_NS)})
+
+
+def open_journal(
+    state_dir: Path,
+    life: int = 1,
+    *,
+    bytes_max: int = 1 << 30,
+    segment_bytes: int = 0,
+    when_full: WhenFull = "refuse",
+) -> Journal:
     """Small segments, so that a few hundred records fill one."""
+    state_dir.mkdir(parents=True, exist_ok=True)
     return Journal.open(
         state_dir,
         0,
@@ -95,15 +128,15 @@ def open_journal(state_dir: Path, life: int = 1, *, bytes_max: int = 1 << 30, se
         pid=1000 + life,
         bytes_max=bytes_max,
         segment_bytes=segment_bytes or SEGMENT_BYTES_MIN,
+        when_full=when_full,
     )
 
 
 def die(journal: Journal) -> None:
     """What the kernel does for a process that is killed: the lock goes, the pages stay, nothing is said."""
-    os.close(journal._lock_fd)
-    journal._current.close()
-    if journal._spare is not None:
-        journal._spare.close()
+    for part in (journal._life, journal._current, journal._spare):
+        if part is not None:
+            part.close()
 
 
 def life_dir(state_dir: Path) -> Path:
@@ -130,17 +163,22 @@ def sqlite_store(path: Path, *, pages_max: int = 0) -> SqliteStore:
 
 
 async def ship_all(
-    state_dir: Path, store: Store, observers: Sequence[Observer] = (), *, batch_records_max: int = 1000
+    state_dir: Path,
+    store: Store,
+    observers: Sequence[Observer] = (),
+    *,
+    batch_rows_max: int = 1000,
+    price: Price = unpriced,
 ) -> Shipper:
     """Start a shipper, let it ship what is there, stop it. Raises what it raised."""
     shipper = Shipper(
         state_dir,
         store,
         ManualClock(wall_ns=WALL_NS),
-        unpriced,
+        price,
         observers,
         poll_s=0.002,
-        batch_records_max=batch_records_max,
+        batch_rows_max=batch_rows_max,
     )
     running = asyncio.create_task(shipper.run())
     await asyncio.sleep(0)

@@ -131,6 +131,10 @@ class Running:
     def said(self) -> str:
         return self._log.read_text("utf-8", "replace")
 
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def wait_ready(self, ready: Callable[[], bool]) -> None:
         """Until `ready`; AssertionError with the process's own words when it ends first or takes too long."""
         end_s = time.monotonic() + _START_S

@@ -81,6 +81,9 @@ tenants:
       web: {digest: "sha256:0000000000000000000000000000000000000000000000000000000000000002", acts_for: [beta]}
     weight: 3
   beta: {allow: {routes: [], models: []}, without_redis: closed, capture: errors}
+prices:
+  p-1.x/a/b: {input: 2.50, output: 10, cached_input: 0.000000000001, cache_write: "3.75", reasoning: 100000}
+  "*/a*": {free: true}
 storage:
   database_url: "sqlite:////data/rows.db"
   redis_url: rediss://user:pw@redis.internal:6380/1
@@ -193,6 +196,26 @@ MISTAKES: list[tuple[str, str, dict[str, str], str, str, str]] = [
     ("key twice", "server: {workers: 2, workers: 3}", {}, "4:22", "server.workers", "second time, first on line 4"),
     ("a list as key", "server: {[a]: 1}", {}, "4:10", "server", "a key is a single word"),
     *TENANT_MISTAKES,
+    ("price of a pattern alone", "prices: {gpt-*: {free: true}}", {}, "4:10", 'prices["gpt-*"]',
+     "written provider/model"),
+    ("price of an unknown provider", "prices: {locl/a: {free: true}}", {}, "4:10", 'prices["locl/a"]',
+     "no provider 'locl' .did you mean 'local'"),
+    ("price below nothing", "prices: {local/a: {input: -1, output: 1}}", {}, "4:27", 'prices["local/a"].input',
+     "from 0 to 100000.*found '-1'"),
+    ("price beyond all", "prices: {local/a: {input: 1, output: 100000.01}}", {}, "4:38", 'prices["local/a"].output',
+     "from 0 to 100000"),
+    ("price in words", "prices: {local/a: {input: 1e3, output: 1}}", {}, "4:27",
+     'prices["local/a"].input', "such as 2.5"),
+    ("price too fine", "prices: {local/a: {input: 0.0000000000001, output: 1}}", {}, "4:27", 'prices["local/a"].input',
+     "at most 12 decimals"),
+    ("price of something else", "prices: {local/a: {cached: 1}}", {}, "4:20", 'prices["local/a"].cached',
+     "unknown setting .did you mean 'cached_input'"),
+    ("price without output", "prices: {local/a: {input: 1}}", {}, "4:27", 'prices["local/a"].output',
+     "missing .a price has input and output, or free"),
+    ("price without anything", "prices: {local/a: {}}", {}, "4:10", 'prices["local/a"].input', "missing"),
+    ("free and not", "prices: {local/a: {input: 1, free: true}}", {}, "4:10", 'prices["local/a"]',
+     "is free, and has input"),
+    ("price as a number", "prices: {local/a: 5}", {}, "4:19", 'prices["local/a"]', "expected a mapping of settings"),
 ]  # fmt: skip
 
 

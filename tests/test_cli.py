@@ -164,7 +164,7 @@ def test_which_settings_are_read(place: Path) -> None:
     assert sources == ["# from edgegw.yaml", "# from told.yaml", "# from asked.yaml"]
 
 
-@pytest.mark.parametrize("command", ["check", "serve", "requests", "attempts"])
+@pytest.mark.parametrize("command", ["check", "serve", "requests", "attempts", "usage", "tail"])
 def test_all_mistakes_at_once_and_exit_2(place: Path, command: str) -> None:
     (place / "bad.yaml").write_text(BROKEN)
     refused = run(command, "-c", "bad.yaml")
@@ -239,6 +239,57 @@ def test_attempts_in_the_order_of_their_requests(db: Path) -> None:
     assert [row.split()[3] for row in one.stdout.splitlines()[1:]] == ["1", "2"]
 
 
+def test_rows_chosen_by_what_they_hold(db: Path) -> None:
+    def count(command: str, *arguments: str) -> int:
+        listed = run(command, "--csv", *arguments)
+        assert listed.exit_code == 0, listed.output
+        return len(listed.stdout.splitlines()) - 1
+
+    assert count("requests", "--provider", "anthropic", "--status", "200") == 3
+    assert count("requests", "--use-case", "support_summary", "--until", "1m") == 6
+    assert count("requests", "--error", "model_not_found") == count("tail", "--state", "refused") == 2
+    nobody = ("--session", "--user", "--key", "--model")
+    assert [count("requests", option, "nobody") for option in nobody] == [0, 0, 0, 0]
+    assert count("attempts", "--kind", "fallback") == count("tail", "--attempts", "--error", "upstream_error") == 3
+    assert count("attempts", "--tenant", "other") == 0
+    refused = run("tail", "--attempts", "--state", "complete")
+    assert (refused.exit_code, "--state is for requests" in refused.stderr) == (2, True)
+
+
+def test_usage_as_a_table_with_its_total_and_the_hours_it_is_of(db: Path) -> None:
+    begun = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(WALL_NS // 10**9))
+    told = run("usage", "--since", begun, "--until", begun, "--by", "tenant,day")
+    assert told.exit_code == 0, told.output
+    span, head, *rows = told.stdout.splitlines()
+    assert span == "requests that began from 2025-06-15 15:00 until 2025-06-15 16:00 UTC, whole hours"
+    assert head.split()[:4] == ["TENANT", "DAY", "REQUESTS", "FAILED"]
+    cells = [row.split() for row in rows]
+    assert [row[0] for row in cells] == ["acme", "other", "total"]
+    assert [row[-12:-9] for row in cells[:2]] == [["2025-06-15", "4", "0"], ["2025-06-15", "2", "2"]]
+    assert cells[2][1:5] == ["-", "6", "2", "7"]
+    assert cells[2][-3] == "$0"
+
+
+def test_usage_for_programs(db: Path) -> None:
+    since = ("--since", "2025-06-15")
+    lines = [json.loads(line) for line in run("usage", "--json", "--by", "provider,hour", *since).stdout.splitlines()]
+    assert {(line["provider"], line["hour"], line["requests"], line["input_tokens"]) for line in lines} == {
+        ("openai", "2025-06-15T15:00Z", 1, 10),
+        ("anthropic", "2025-06-15T15:00Z", 3, 30),
+        ("", "2025-06-15T15:00Z", 2, 0),
+    }
+    table = run("usage", "--csv", "--by", "tenant", *since)
+    assert table.stdout.splitlines()[0].startswith("tenant,requests,failed,attempts,input_tokens")
+    assert "whole hours" in table.stderr
+    assert table.stdout.splitlines()[1].startswith("acme,4,0,7,40")
+
+
+def test_usage_by_what_nobody_knows_says_what_there_is() -> None:
+    refused = run("usage", "--by", "colour")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "not among tenant, use_case, key, provider, model, day, hour: colour" in refused.stderr
+
+
 def test_rows_need_no_settings_but_a_file(db: Path) -> None:
     db.rename("elsewhere.db")
     assert len(run("requests", "--db", "elsewhere.db").stdout.splitlines()) == 7
@@ -258,14 +309,13 @@ def test_rows_need_no_key_and_are_where_the_environment_says(db: Path, keys: dic
     assert (wrong.exit_code, "DATABASE_URL" in wrong.stderr) == (2, True)
 
 
-@pytest.mark.parametrize("command", ["requests", "attempts"])
+@pytest.mark.parametrize("command", ["requests", "attempts", "usage", "tail", "tail -f"])
 def test_rows_that_cannot_be_read(place: Path, command: str) -> None:
-    missing = run(command)
+    missing = run(*command.split())
     assert (missing.exit_code, missing.stdout) == (1, "")
     assert missing.stderr.startswith("Error: no ledger at .edgegw/edgegw.db")
-    assert run(command, "--follow").exit_code == 1
     (place / "text.db").write_text("not a database")
-    broken = run(command, "--db", "text.db")
+    broken = run(*command.split(), "--db", "text.db")
     assert (broken.exit_code, broken.stderr) == (
         1,
         "Error: cannot read the ledger at text.db: file is not a database\n",
@@ -274,7 +324,11 @@ def test_rows_that_cannot_be_read(place: Path, command: str) -> None:
 
 @pytest.mark.parametrize("command", ["requests", "attempts"])
 @pytest.mark.parametrize(
-    "option", [("--since", "yesterday"), ("--since", "5 m"), ("--limit", "0"), ("--limit", "many")]
+    "option",
+    [
+        *(("--since", "yesterday"), ("--since", "5 m"), ("--until", "10:00"), ("--limit", "0"), ("--limit", "many")),
+        *(("--request", "7"), ("--status", "two hundred"), ("--json", "--csv")),
+    ],
 )
 def test_options_that_mean_nothing(db: Path, command: str, option: tuple[str, str]) -> None:
     refused = run(command, *option)
@@ -284,7 +338,7 @@ def test_options_that_mean_nothing(db: Path, command: str, option: tuple[str, st
 
 
 def test_follow_goes_on_with_what_comes_until_it_is_interrupted(db: Path) -> None:
-    with process("requests", "--follow", "--json", "--limit", "1") as follower:
+    with process("tail", "-f", "--json", "--limit", "1") as follower:
         assert json.loads(line_of(follower.stdout))["id"] == make_exchange(5).id
         with closing(sqlite3.connect(db)) as books, books:
             columns = [row[1] for row in books.execute("PRAGMA table_info(requests)") if row[1] != "id"]
@@ -295,13 +349,11 @@ def test_follow_goes_on_with_what_comes_until_it_is_interrupted(db: Path) -> Non
         assert (follower.wait(WAIT_S), follower.communicate()[1]) == (0, "")
 
 
-@pytest.mark.parametrize("options", [(), ("--json",), ("--follow",)])
+@pytest.mark.parametrize("options", [(), ("--json",), ("-f",)])
 def test_a_reader_that_has_seen_enough_gets_no_traceback(db: Path, options: tuple[str, ...]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    with subprocess.Popen(
-        [*PROGRAM, "requests", *options], stdout=writing, stderr=subprocess.PIPE, text=True
-    ) as lister:
+    with subprocess.Popen([*PROGRAM, "tail", *options], stdout=writing, stderr=subprocess.PIPE, text=True) as lister:
         os.close(writing)
         assert lister.communicate(timeout=WAIT_S)[1] == ""
     assert lister.returncode == 1
@@ -393,8 +445,8 @@ def test_the_demo_shows_the_fallback_and_ends(busy_port: int) -> None:
     assert said.startswith(f"Port {busy_port} is taken; the gateway gets another one.\n")
     requests, attempts = said.partition("\n4. ")[2].split("\n\n")[1:3]
     assert [re.split(r" {2,}", row)[5] for row in requests.splitlines()[1:]] == ["complete"] * 3
-    shown = [re.split(r" {2,}", row)[2:6] for row in attempts.splitlines()[1:]]
-    assert shown == [
+    shown = [re.split(r" {2,}", row)[2:7] for row in attempts.splitlines()[1:]]
+    assert [[number, kind, *target] for number, kind, _tenant, *target in shown] == [
         ["1", "primary", "primary/gpt-5-mini", "200"],
         ["1", "primary", "primary/gpt-5", "200"],
         ["1", "primary", "primary/sim-500", "500"],

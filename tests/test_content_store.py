@@ -278,8 +278,8 @@ def test_deleting_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_deleting_everything_has_to_be_said(tmp_path: Path) -> None:
     code, said = run(tmp_path, "delete")
-    assert code == 1
-    assert "say whose content" in said
+    assert code == 2
+    assert "Say whose content" in said
     assert run(tmp_path, "delete", "--before", "soon")[0] == 2
 
 

@@ -24,12 +24,13 @@ PACKAGE = "edgegw"
 LAYERS: dict[int, str] = {
     0: """
         __init__ errors exchange clock
-        settings.__init__ settings.model settings.values settings.fields settings.addresses settings.redis_address
+        settings.__init__ settings.model settings.values settings.fields settings.addresses settings.url_parts
+        settings.redis_address settings.database_address
         settings.tree settings.mistakes settings.checks settings.interpolation settings.document settings.environment
         settings.load settings.schema settings.describe settings.specs settings.tenant_fields settings.tenant_checks
     """,
     1: """
-        access pattern routing retry breaker tokens endpoints reply_fields
+        access pattern routing retry breaker tokens endpoints reply_fields price_table prices
         http.__init__ http.request http.chunked http.known_head http.connection http.response http.outbox http.reply
         http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
@@ -43,6 +44,8 @@ LAYERS: dict[int, str] = {
         limits.redis.__init__ limits.redis.keys limits.redis.script limits.redis.absence limits.redis.tab
         limits.rules limits.holdings limits.turns
         ledger.__init__ ledger.record ledger.encoding ledger.store ledger.usage ledger.assembly
+        ledger.postgres.__init__ ledger.postgres.days
+        ledger.questions ledger.tables
         content.__init__ content.record content.wire content.choice content.store content.answer
         telemetry.__init__ telemetry.names
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
@@ -55,21 +58,24 @@ LAYERS: dict[int, str] = {
         limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
         limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.replicas
         limits.redis.authority
-        ledger.segment ledger.identity ledger.journal ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
-        ledger.listing
-        ledger.shipper
-        content.files content.porter content.capture content.sqlite content.shipper
+        ledger.segment ledger.identity ledger.room ledger.life
+        ledger.journal ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
+        ledger.sqlite_retention ledger.upkeep ledger.books
+        ledger.shipper ledger.rejected ledger.telling
+        ledger.postgres.connection ledger.postgres.schema ledger.postgres.partitions ledger.postgres.store
+        ledger.postgres.upkeep
+        content.files content.porter content.capture content.sqlite content.postgres content.shipper
         telemetry.metrics
         simulator.rules_file
     """,
     3: """
         gateway attempts phases
-        control.__init__ control.admin control.process
+        control.__init__ control.admin control.journals control.process
         simulator.server
     """,
     4: """
-        __main__ app cli cli_keys cli_options cli_content supervisor child doors worker demo show
-        keys.command content.command simulator.run
+        __main__ app cli cli_books cli_content cli_keys cli_options supervisor child doors worker demo show keys.command
+        content.command simulator.run
     """,
 }
 
@@ -102,11 +108,15 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "http.client_connection": ("errand",),  # a handler is run on the spot until it has to wait
     "leg": ("errand", "http.watch"),  # the end of a leg wakes its request; its waits are the watch's
     "relay": ("leg", "http.watch"),  # a leg that streams
+    "ledger.postgres.schema": ("ledger.schema",),  # the files of both databases are found in one place
+    "ledger.postgres.store": ("ledger.schema",),
+    "ledger.postgres.upkeep": ("ledger.schema",),
     "keys.sqlite": ("ledger.schema", "ledger.sqlite_file"),  # one database, one schema
     "keys.subscriber": ("channel",),  # hears of keys over the channel
     "keys.feed": ("channel", "channel_server"),  # … and says them to every worker
     "channel_server": ("channel", "limits.authority", "limits.tally"),  # the two ends speak the same messages
     "routing": ("pattern",),
+    "prices": ("ledger.record", "pattern", "price_table"),  # of an attempt as it stands in the books
     "limits.rules": ("pattern",),
     "limits.redis.absence": ("limits.bucket", "limits.meter"),  # the same shapes and words, counted elsewhere
     "limits.redis.keys": ("limits.meter",),
@@ -116,20 +126,22 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "content.wire": ("http.reply",),  # takes off what http put on
     "content.answer": ("http.sse",),  # a stream is server-sent events
     "content.sqlite": ("ledger.schema", "ledger.sqlite", "ledger.sqlite_file"),  # one database, one schema
+    "content.postgres": ("ledger.postgres.connection", "ledger.postgres.schema", "ledger.schema"),
     "gateway": ("attempts", "phases"),
     "app": ("child", "supervisor", "worker"),
     "worker": ("child",),
     "supervisor": ("child", "doors"),
     "demo": ("show",),  # ends with the rows, as `edgegw attempts` prints them
-    "cli": ("app", "cli_content", "cli_keys", "cli_options", "demo", "show", "simulator.run"),
+    "cli": ("app", "cli_books", "cli_content", "cli_keys", "cli_options", "demo", "simulator.run"),
     "cli_content": ("cli_options", "content.command", "show"),
+    "cli_books": ("cli_options", "show"),
     "cli_keys": ("cli_options", "keys.command"),
     "__main__": ("cli",),
 }
 
 # Own modules imported inside functions: the command line starts fast because a command loads only what it needs.
 # What the control process is made of only when it is configured.
-LAZY = {"cli", "cli_content", "cli_keys", "cli_options", "app"}
+LAZY = {"cli", "cli_books", "cli_content", "cli_keys", "cli_options", "app"}
 
 # What layers 0 and 1 must not have: clock, dice and bytes are arguments.
 IMPURE = {
@@ -145,13 +157,15 @@ MAY_READ_FILES = {
     "settings.interpolation",
     "settings.load",
     "providers.models",  # its table comes with the package
+    "price_table",
     "limits.redis.script",  # and so does the script
 }
 
 # Outside libraries and where they may be. Another module is another place that has to know a library's exceptions.
 EVERYWHERE = {"msgspec"}
 LIBRARIES: dict[str, set[str]] = {
-    "click": {"cli", "cli_content", "cli_keys", "cli_options"},
+    "asyncpg": {"ledger.postgres.connection", "ledger.postgres.schema"},
+    "click": {"cli", "cli_books", "cli_content", "cli_keys", "cli_options"},
     "hiredis": {"limits.redis.connection"},
     "httptools": {"http.connection", "http.response", "simulator.server"},
     "orjson": {"gateway", "control.admin"},
@@ -168,11 +182,16 @@ NOT_IN_THE_DATA_PLANE_OWN = (
     "telemetry.",
     "simulator.",
     "ledger.sqlite",
+    "ledger.postgres.",
     "ledger.shipper",
     "content.sqlite",
+    "content.postgres",
     "content.shipper",
     "content.store",
     "content.answer",
+    "ledger.rejected",
+    "ledger.telling",
+    "price",
     "keys.sqlite",
     "keys.feed",
     "keys.making",

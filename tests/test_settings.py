@@ -264,7 +264,7 @@ def test_all_that_the_environment_can_say(empty: Path) -> None:
         ("TOKENS_PER_MINUTE", "-1", "whole number"),
         ("OPENAI_API_KEY", "sk b", "blank"),
         ("OPENAI_BASE_URL", "models.internal", "URL such as"),
-        ("DATABASE_URL", "postgresql://u:p@h/d", "PostgreSQL is not built into"),
+        ("DATABASE_URL", "postgresql://u:p@h", "name of the database is missing"),
         ("REDIS_URL", "http://h", "begins with redis://"),
     ],
 )

@@ -111,7 +111,7 @@ def test_the_schema_accepts_what_the_loader_accepts(text: str) -> None:
 # What an editor cannot know: YAML's own rules, variables, files, and what one setting means for another.
 _BEYOND_THE_SCHEMA = re.compile(
     r"unset|expression|file|variable|unknown provider|second target|\* in|place in|same port|attempts|base over|journal"
-    r"|two settings|older boolean|calendar"
+    r"|unknown provider|price without|free and not|price too fine|two settings|older boolean|calendar"
     r"|key empty|key with|syntax|control|private|second doc|depth|anchor|alias|merge|tag|twice|list as key"
     r"|bad host|bad port|port 0|bad IPv6|IPv6 without|octal|too small|too long|duration zero"
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,11 +18,9 @@ import msgspec
 from edgegw.content.answer import reply_text, request_text
 from edgegw.content.files import Trays
 from edgegw.content.record import Content
-from edgegw.content.sqlite import SqliteContents
 from edgegw.content.store import Chosen, ContentStore
-from edgegw.ledger.listing import moment
-from edgegw.ledger.schema import migrations
 from edgegw.ledger.store import RejectedError, SchemaTooNewError, StoreError
+from edgegw.ledger.tables import moment
 
 # A shipper holds the files for one transaction.
 HOLD_WAIT_S = 10.0
@@ -35,25 +33,23 @@ class ContentCommandError(Exception):
     """The command cannot be done; the message is for whoever typed it."""
 
 
-def show(db: Path, request_id: str, *, raw: bool, as_json: bool) -> Iterator[str]:
+def show(store: ContentStore, request_id: str, *, raw: bool, as_json: bool) -> Iterator[str]:
     """The prompt and the answer of one request. Raises ContentCommandError."""
-    content = _with_store(db, lambda store: store.find(request_id))
+    content = _run(store, store.find(request_id))
     if content is None:
         raise ContentCommandError(f"no content is kept of request {request_id}")
     return _json_line(content) if as_json else _lines(content, raw)
 
 
-def delete(db: Path, state_dir: Path | None, chosen: Chosen) -> int:
+def delete(store: ContentStore, state_dir: Path | None, chosen: Chosen) -> int:
     """Deletes the chosen content, also what waits in `state_dir`; how many requests it was of. Raises
     ContentCommandError."""
-    if chosen == Chosen():
-        raise ContentCommandError("say whose content: that of a request, --tenant, --before, or several of these")
     trays = None if state_dir is None else Trays(state_dir)
     if trays is None or not trays.there:
-        return _with_store(db, lambda store: store.delete(chosen))
+        return _run(store, store.delete(chosen))
     with _held(trays):
         waiting = _delete_waiting(trays, chosen)
-        return waiting + _with_store(db, lambda store: store.delete(chosen))
+        return waiting + _run(store, store.delete(chosen))
 
 
 def _delete_waiting(trays: Trays, chosen: Chosen) -> int:
@@ -100,14 +96,10 @@ def _json_line(content: Content) -> Iterator[str]:
     yield msgspec.json.encode(told).decode()
 
 
-def _with_store(db: Path, work: Callable[[ContentStore], Coroutine[Any, Any, T]]) -> T:
-    if not db.exists():
-        raise ContentCommandError(f"there is no database {db}")
-
+def _run(store: ContentStore, work: Coroutine[Any, Any, T]) -> T:
     async def run() -> T:
-        store = SqliteContents(db, migrations("sqlite"), time.time_ns)
         try:
-            return await work(store)
+            return await work
         finally:
             await store.close()
 

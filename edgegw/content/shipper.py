@@ -185,7 +185,8 @@ class ContentShipper:
 
     async def _trim_some(self) -> bool:
         """A portion of what is too old or too much; whether there may be more."""
-        if self._clock.now() < self._trim_at_s:
+        now_s = self._clock.now()
+        if now_s < self._trim_at_s:
             return False
         wall_ns = self._clock.wall_ns()
         before_ns = wall_ns - self._retention_ns
@@ -193,7 +194,7 @@ class ContentShipper:
         removed = await self._store.trim(before_ns, self._bytes_max)
         self.tally.removed += removed
         if not removed:
-            self._trim_at_s = self._clock.now() + TRIM_EVERY_S
+            self._trim_at_s = now_s + TRIM_EVERY_S
             self._bytes_since_trim = 0
         return bool(removed)
 

@@ -16,11 +16,13 @@ from typing import Any, Protocol
 from edgegw.channel_server import ChannelServer
 from edgegw.content.shipper import ContentShipper
 from edgegw.control.admin import Readiness
+from edgegw.control.journals import Journals
 from edgegw.http.server import Server
 from edgegw.http.watch import Watch
 from edgegw.keys.feed import KeyFeed
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.store import Store
+from edgegw.ledger.upkeep import Upkeeper
 from edgegw.limits.memory_file import MemoryFile
 
 # For shipping what the workers left; what is not shipped by then is shipped at the next start.
@@ -54,6 +56,8 @@ class ControlProcess:
     shared: SharedLimits | None
     shipper: Shipper
     store: Store
+    journals: Journals
+    upkeeper: Upkeeper
     contents: ContentShipper
     admin: Server
     keys: KeyFeed | None  # None: nobody needs a key
@@ -72,6 +76,7 @@ class ControlProcess:
         await self.admin.listen(admin)
         shipping = loop.create_task(self.shipper.run())
         shipping.add_done_callback(lambda _: told_to_go.set())
+        keeping = loop.create_task(self.upkeeper.run())
         self.contents.start()
         remembering = None if self.memory is None else loop.create_task(self.memory.run())
         feeding = loop.create_task(self.keys.run()) if self.keys is not None else None
@@ -79,6 +84,7 @@ class ControlProcess:
             feeding.add_done_callback(lambda _: told_to_go.set())
         ready()
         await told_to_go.wait()
+        keeping.cancel()
         if remembering is not None:
             remembering.cancel()
         loop.remove_reader(lifeline_fd)
@@ -104,7 +110,7 @@ class ControlProcess:
         return code
 
     def readiness(self) -> Readiness:
-        """A worker is there to take requests. What else is wrong is told, and takes nobody out of service."""
+        """A worker is there and takes requests. What else is wrong is told, and takes nobody out of service."""
         workers = self.channel.workers
         tally = self.shipper.tally
         details: dict[str, Any] = {
@@ -114,12 +120,14 @@ class ControlProcess:
                 "state": "failing" if tally.failing else "ok",
                 "lag_seconds": round(self.shipper.lag_s, 3),
                 "rows": tally.rows,
+                "rejected": tally.rejected,
             },
+            "journal": self.journals.details(),
         }
         details["content"] = self.contents.details()
         if self.keys is not None:
             details["keys"] = self.keys.details()
-        return Readiness(bool(workers), details)
+        return Readiness(bool(workers) and not self.journals.refusing, details)
 
 
 async def _end(feeding: asyncio.Task[None]) -> int:

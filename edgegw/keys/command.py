@@ -21,8 +21,8 @@ from edgegw.keys.making import KEY_PREFIX, make_key
 from edgegw.keys.sqlite import WRITER_BUSY_S, SqliteKeys
 from edgegw.keys.store import KeyStoreError
 from edgegw.keys.table import ANY_TENANT, CREDENTIAL_BYTES_MAX, PREFIX_CHARS, TENANT_CHARS_MAX, Key, digest_of, is_label
-from edgegw.ledger.listing import moment, printable
 from edgegw.ledger.schema import migrations
+from edgegw.ledger.tables import moment, printable
 from edgegw.settings import OwnLimits
 
 NAME_CHARS_MAX = 64  # as in the settings

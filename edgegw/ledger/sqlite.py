@@ -1,7 +1,7 @@
 """The books in SQLite: one file, one writer, one thread.
 
 One batch is one transaction, in the thread of the file (sqlite_file.py, which also says what a file promises). The only
-module that knows how the tables are written; listing.py reads them.
+module that knows how the tables are written; books.py reads them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,13 @@ from edgegw.ledger.record import (
     ATTEMPT_COLUMNS,
     REQUEST_COLUMNS,
     AttemptRecord,
-    Begin,
     End,
-    Try,
     attempt_row,
     request_row,
 )
 from edgegw.ledger.schema import Migration
 from edgegw.ledger.sqlite_file import SqliteFile
-from edgegw.ledger.store import Batch, Checkpoint, OpenExchange, Position, RejectedError, StoreError
+from edgegw.ledger.store import Batch, Checkpoint, OpenState, Position, RejectedError, StoreError
 from edgegw.ledger.usage import SUMS, UsageKey, usage_of
 
 # How long SQLite itself waits for another process's lock before the shipper backs off.
@@ -45,16 +43,6 @@ _FORGET_LIFE = (
 )
 
 
-class _OpenState(msgspec.Struct, array_like=True):
-    """`open_exchanges.state`: fields are only ever appended."""
-
-    begin: Begin
-    flight: Begin | Try | None
-    last: AttemptRecord | None
-    cost_usd_micro: int | None = 0
-    price_version: str | None = None
-
-
 class SqliteStore:
     """A Store (store.py) in one SQLite file, which is made, with its tables, when it is first used.
 
@@ -65,7 +53,7 @@ class SqliteStore:
     def __init__(
         self, path: Path, known: tuple[Migration, ...], clock: Clock, journal: str, *, pages_max: int = 0
     ) -> None:
-        self._file = SqliteFile(
+        self.file = SqliteFile(
             path,
             known,
             clock.wall_ns,
@@ -77,22 +65,22 @@ class SqliteStore:
         self._journal = journal
         self.pages_max = pages_max
         self._encode = msgspec.msgpack.Encoder().encode
-        self._decode = msgspec.msgpack.Decoder(_OpenState).decode
+        self._decode = msgspec.msgpack.Decoder(OpenState).decode
         self._insert_request = _insert("requests", REQUEST_COLUMNS, "id")
         self._insert_attempt = _insert("provider_attempts", ATTEMPT_COLUMNS, "request_id, number")
         self._add_usage = _adding("usage_hours", (*UsageKey._fields, "journal"), SUMS)
 
     async def write(self, batch: Batch, checkpoint: Checkpoint) -> None:
         """See Store.write."""
-        await self._file.run(lambda connection: self._write(connection, batch, checkpoint))
+        await self.file.run(lambda connection: self._write(connection, batch, checkpoint))
 
     async def read_checkpoint(self) -> Checkpoint:
         """See Store.read_checkpoint."""
-        return await self._file.run(self._read_checkpoint)
+        return await self.file.run(self._read_checkpoint)
 
     async def close(self) -> None:
         """See SqliteFile.close."""
-        await self._file.close()
+        await self.file.close()
 
     # From here on: the thread.
 
@@ -148,7 +136,7 @@ class SqliteStore:
         if checkpoint.opened:
             connection.executemany(
                 "INSERT OR REPLACE INTO open_exchanges (id, life, state, journal) VALUES (?, ?, ?, ?)",
-                [(id_, of.life, self._encode(_state(of)), journal) for id_, of in checkpoint.opened.items()],
+                [(id_, of.life, self._encode(OpenState.of(of)), journal) for id_, of in checkpoint.opened.items()],
             )
         if checkpoint.closed:
             connection.executemany("DELETE FROM open_exchanges WHERE id = ?", [(id_,) for id_ in checkpoint.closed])
@@ -168,10 +156,7 @@ class SqliteStore:
         for id_, life, state in connection.execute(
             f"SELECT id, life, state FROM open_exchanges {mine}", (self._journal,)
         ):
-            of = self._decode(state)
-            checkpoint.opened[id_] = OpenExchange(
-                life, of.begin, of.flight, of.last, of.cost_usd_micro, of.price_version, stored=True
-            )
+            checkpoint.opened[id_] = self._decode(state).opened(life)
         return checkpoint
 
 
@@ -187,7 +172,3 @@ def _adding(table: str, key: tuple[str, ...], sums: tuple[str, ...]) -> str:
         f"INSERT INTO {table} ({', '.join(key + sums)}) VALUES ({marks}) "
         f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {added}"
     )
-
-
-def _state(of: OpenExchange) -> _OpenState:
-    return _OpenState(of.begin, of.flight, of.last, of.cost_usd_micro, of.price_version)

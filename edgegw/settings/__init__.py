@@ -5,6 +5,7 @@ loads no YAML parser.
 """
 
 from edgegw.settings.checks import warnings
+from edgegw.settings.database_address import PostgresAddress, parse_postgres
 from edgegw.settings.describe import describe
 from edgegw.settings.load import DEFAULT_FILE, load, load_text
 from edgegw.settings.mistakes import Mistake, NoProviderError, SettingsError
@@ -18,6 +19,7 @@ from edgegw.settings.model import (
     KeySettings,
     LimitSettings,
     OwnLimits,
+    OwnPrice,
     ProviderKind,
     ProviderSettings,
     RouteSettings,
@@ -27,6 +29,7 @@ from edgegw.settings.model import (
     StorageSettings,
     TenantSettings,
     Timeouts,
+    WhenFull,
     WithoutRedis,
     parse_target,
 )
@@ -46,6 +49,8 @@ __all__ = [
     "Mistake",
     "NoProviderError",
     "OwnLimits",
+    "OwnPrice",
+    "PostgresAddress",
     "ProviderKind",
     "ProviderSettings",
     "RedisAddress",
@@ -58,10 +63,12 @@ __all__ = [
     "StorageSettings",
     "TenantSettings",
     "Timeouts",
+    "WhenFull",
     "WithoutRedis",
     "describe",
     "load",
     "load_text",
+    "parse_postgres",
     "parse_redis",
     "parse_target",
     "schema",

@@ -1,4 +1,4 @@
-"""How the scalars of the network are read: addresses to listen on, URLs of providers, proxies and databases, headers.
+"""How the scalars of the network are read: addresses to listen on, URLs of providers and proxies, headers.
 
 Kinds like those of `values.py`, and as pure. What ends up in a request head or a connect call is bounded to characters
 that cannot change its meaning.
@@ -82,12 +82,6 @@ def header_value() -> Kind:
     )
 
 
-def database_url() -> Kind:
-    """`sqlite:///relative/path` or `sqlite:////absolute/path`."""
-    schema = {"type": "string", "pattern": "^sqlite:///.+$"}
-    return Kind(expected="sqlite:///path", read=_read_database_url, schema=schema, private=True)
-
-
 def _read_address(text: str) -> Address:
     host, port = host_and_port(text)
     if port is None:
@@ -137,19 +131,6 @@ def _read_header_name(text: str) -> str:
 def _read_header_value(text: str) -> str:
     if not re.fullmatch(_FIELD_VALUE, text):
         raise ValueError
-    return text
-
-
-def _read_database_url(text: str) -> str:
-    scheme, _, path = text.partition("://")
-    if scheme.partition("+")[0] in ("postgresql", "postgres"):
-        raise ValueError(
-            "PostgreSQL is not built into this version, rows are kept in SQLite: use sqlite:///path or none"
-        )
-    if scheme != "sqlite" or not path.strip("/").isprintable() or not path.startswith("/") or path.endswith("/"):
-        raise ValueError
-    if path == "/:memory:":
-        raise ValueError("rows kept in memory would be lost with the process; use sqlite:///path or none")
     return text
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from edgegw.exchange import RetryPolicy
 from edgegw.settings.addresses import host_and_port, is_loopback
 from edgegw.settings.fields import PRESETS
 from edgegw.settings.mistakes import Complaint, did_you_mean, one_of
 from edgegw.settings.model import (
+    OwnPrice,
     ProviderSettings,
     RouteSettings,
     ServerSettings,
@@ -24,6 +25,8 @@ from edgegw.settings.model import (
 )
 from edgegw.settings.tenant_checks import access_complaints, access_warnings
 from edgegw.settings.tree import join
+
+_COSTS = ("input", "output", "cached_input", "cache_write", "reasoning")  # in the order of OwnPrice
 
 
 class Known(Struct, frozen=True):
@@ -38,6 +41,7 @@ def complaints(settings: Settings, known: Known) -> Iterator[Complaint]:
     """All that is wrong between the settings."""
     yield from _server(settings.server)
     yield from _storage(settings.storage)
+    yield from _prices(settings.prices, known.providers)
     yield from access_complaints(settings, known.routes)
     if not known.providers:
         yield Complaint("providers", "no provider at all", "name at least one")
@@ -69,6 +73,22 @@ def _storage(storage: StorageSettings) -> Iterator[Complaint]:
         path = "storage.journal"
         message = "max must hold at least two segments"
         yield Complaint(path, message, also=(join(path, "max"), join(path, "segment")))
+
+
+def _prices(prices: Mapping[str, OwnPrice], providers: Collection[str]) -> Iterator[Complaint]:
+    for target, price in prices.items():
+        path = join("prices", target)
+        provider, _, _ = target.partition("/")
+        if "*" not in provider and provider not in providers:
+            hint = did_you_mean(provider, providers) or f"there are: {one_of(providers)}"
+            yield Complaint(path, f"there is no provider {provider!r}", hint, also=("providers",))
+        costs = [key for key, part in zip(_COSTS, structs.astuple(price), strict=False) if part is not None]
+        also = tuple(join(path, key) for key in _COSTS)
+        if price.free and costs:
+            yield Complaint(path, f"is free, and has {one_of(costs)}", "either the one or the other", also)
+        elif not price.free and (price.input is None or price.output is None):
+            missing = "input" if price.input is None else "output"
+            yield Complaint(join(path, missing), "missing", "a price has input and output, or free: true", also)
 
 
 def _provider(path: str, provider: ProviderSettings) -> Iterator[Complaint]:

@@ -12,10 +12,11 @@ from typing import Any
 from msgspec import Struct
 
 from edgegw.exchange import RetryPolicy
-from edgegw.settings import addresses, redis_address, values
+from edgegw.settings import addresses, database_address, redis_address, values
 from edgegw.settings.model import (
     CaptureSettings,
     JournalSettings,
+    OwnPrice,
     ProviderSettings,
     RouteSettings,
     ServerSettings,
@@ -50,6 +51,8 @@ def _provider(*, name: str, kind: str, base_url: str | None = None, **rest: Any)
 
 _WAIT = values.duration("1ms", "24h")
 _COUNT = values.whole(1, 1_000_000)
+
+_PRICE = values.price(100_000)  # the dearest model there has been took 600
 
 _LABEL = values.label()
 _PROVIDER_NAME = values.matching(
@@ -179,11 +182,30 @@ SERVER = Section(
     ServerSettings,
 )
 
+PRICE = Section(
+    OwnPrice,
+    (
+        Field("input", "input", _PRICE, "A million tokens of prompts."),
+        Field("output", "output", _PRICE, "A million tokens of answers."),
+        Field("cached_input", "cached", _PRICE, "A million prompt tokens read from a cache; as input if not set."),
+        Field("cache_write", "cache_write", _PRICE, "A million prompt tokens put into a cache; as input if not set."),
+        Field("reasoning", "reasoning", _PRICE, "A million answer tokens of reasoning; as output if not set."),
+        Field("free", "free", values.boolean(), "It costs nothing, and nothing else is to be said."),
+    ),
+    OwnPrice,
+)
+
 JOURNAL = Section(
     JournalSettings,
     (
         Field("max", "bytes_max", values.size("1MiB", "1024GiB"), "All that may wait on disk for the database."),
         Field("segment", "segment_bytes", values.size("64KiB", "1GiB"), "One file of the journal."),
+        Field(
+            "when_full",
+            "when_full",
+            values.choice("refuse", "drop"),
+            "Requests that it cannot take: refuse (503), or drop their records, and count them.",
+        ),
     ),
     JournalSettings,
 )
@@ -191,7 +213,12 @@ JOURNAL = Section(
 STORAGE = Section(
     StorageSettings,
     (
-        Field("database_url", "database_url", addresses.database_url(), "The rows; edgegw.db in state_dir if not set."),
+        Field(
+            "database_url",
+            "database_url",
+            database_address.database_url(),
+            "The rows; edgegw.db in state_dir if not set.",
+        ),
         Field("redis_url", "redis_url", redis_address.redis_url(), "Limits shared between gateways."),
         Field(
             "retention",
@@ -248,6 +275,12 @@ ROOT = Section(
         Field("default", "default", ROUTE, "The route of a request that names neither."),
         Field("limits", "limits", LIMITS, "What each tenant may use, unless tenants says more."),
         Field("tenants", "tenants", TENANTS, "Who has limits, permissions or keys of its own, by the tenant's name."),
+        Field(
+            "prices",
+            "prices",
+            Named(values.target(), PRICE),
+            "What models cost, by provider/model or a pattern with a *, where it is not what the table of prices says.",
+        ),
         Field("storage", "storage", STORAGE, "Where rows are kept."),
         Field("capture", "capture", CAPTURE, "Whether prompts and answers are kept, and for how long."),
     ),

@@ -19,6 +19,13 @@ Auth = Literal["none", "keys"]
 WithoutRedis = Literal["local", "open", "closed"]
 # Whose prompts and answers are kept: nobody's, those of exchanges that did not end well, some, all.
 CaptureMode = Literal["off", "errors", "sampled", "all"]
+# As libpq has them.
+SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+SessionAttribute = Literal["any", "primary", "read-write"]
+
+SQLITE = "sqlite:///"
+# What becomes of requests that the journal cannot take: a 503, or an answer without a record.
+WhenFull = Literal["refuse", "drop"]
 
 _KIB = 1024
 _MIB = 1024 * _KIB
@@ -191,19 +198,34 @@ class TenantSettings(Struct, frozen=True, kw_only=True):
     capture: CaptureMode | None = None
 
 
+class OwnPrice(Struct, frozen=True, kw_only=True):
+    """What a model costs by the operator's own word: USD per million tokens of each kind, as decimals in a text, so
+    that they stay what they are. None: `cached` and `cache_write` as `input`, `reasoning` as `output`. Either `free`,
+    or with `input` and `output`."""
+
+    input: str | None = None
+    output: str | None = None
+    cached: str | None = None
+    cache_write: str | None = None
+    reasoning: str | None = None
+    free: bool = False
+
+
 class JournalSettings(Struct, frozen=True, kw_only=True):
-    """How much may wait on disk: all segments of a worker together, and one of them."""
+    """How much may wait on disk: all segments of all workers together, and one of them; and what becomes of requests
+    when nothing more may, or can."""
 
     bytes_max: int = _GIB
     segment_bytes: int = 8 * _MIB
+    when_full: WhenFull = "refuse"
 
 
 class StorageSettings(Struct, frozen=True, kw_only=True):
-    """Where rows and limits are kept. No `database_url`: SQLite in the state directory. `redis_url` is one that
-    `redis_address.parse_redis` takes apart; None: each gateway keeps its own limits. `retention_s`: how old a row may
-    become; None: rows are kept."""
+    """Where rows and limits are kept. `database_url` is `sqlite:///…`, or one that `database_address.parse_postgres`
+    takes apart; None: SQLite in the state directory. `redis_url` is one that `redis_address.parse_redis` takes apart;
+    None: each gateway keeps its own limits. `retention_s`: how old a row may become; None: rows are kept."""
 
-    database_url: str | None = None
+    database_url: Secret | None = None
     redis_url: Secret | None = None
     retention_s: float | None = None
     journal: JournalSettings = JournalSettings()
@@ -234,16 +256,25 @@ class Settings(Struct, frozen=True, kw_only=True):
     default: RouteSettings | None = None
     limits: LimitSettings = LimitSettings()
     tenants: dict[str, TenantSettings] = field(default_factory=dict)
+    prices: dict[str, OwnPrice] = field(default_factory=dict)
     storage: StorageSettings = StorageSettings()
     capture: CaptureSettings = CaptureSettings()
     source: str = "environment"
 
     @property
+    def postgres_url(self) -> Secret | None:
+        """The database of the rows when that is a PostgreSQL; None: it is SQLite, see `sqlite_path`."""
+        url = self.storage.database_url
+        return None if url is None or url.reveal().startswith(SQLITE) else url
+
+    @property
     def sqlite_path(self) -> str:
-        """The file of the rows: what follows `sqlite:///`, else `edgegw.db` in the state directory."""
-        if self.storage.database_url is None:
+        """The file of the rows where no PostgreSQL is set: what follows `sqlite:///`, else `edgegw.db` in the state
+        directory."""
+        url = self.storage.database_url
+        if url is None or self.postgres_url is not None:
             return f"{self.server.state_dir}/edgegw.db"
-        return self.storage.database_url.removeprefix("sqlite:///")
+        return url.reveal().removeprefix(SQLITE)
 
 
 def parse_target(text: str) -> Target:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from typing import Literal
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from msgspec import Struct
 
 from edgegw.settings.addresses import host_and_port
 from edgegw.settings.model import Secret
+from edgegw.settings.url_parts import IN_A_PASSWORD, VISIBLE, credentials, decoded, options_of
 from edgegw.settings.values import Kind
 
 RedisMode = Literal["single", "sentinel", "cluster"]
@@ -33,11 +34,8 @@ _SCHEMES: dict[str, tuple[RedisMode, bool]] = {
     "unix": ("single", False),
 }
 _URL = re.compile(r"([A-Za-z+]+)://([^/?#]*)((?:/[^?#]*)?)(?:\?([^#]*))?")
-_VISIBLE = re.compile(r"[!-~]+")
 _DATABASE = re.compile(r"0|[1-9][0-9]{0,4}")
 _SERVICE = re.compile(r"[A-Za-z0-9._-]{1,200}")  # what a Sentinel's configuration takes for the name of a master
-_STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_IN_A_PASSWORD = "/ ? # @ and % in a password are written %2F %3F %23 %40 %25"
 
 
 class RedisAddress(Struct, frozen=True, kw_only=True):
@@ -81,20 +79,20 @@ def parse_redis(text: str) -> RedisAddress:
     `redis+cluster://…@h1,h2`, each with `rediss` for TLS, or `unix:///path[?db=n]`. Options: `ca` with TLS,
     `sentinel_password` with sentinels. Raises ValueError with a reason that shows nothing of the text, or with none.
     """
-    if not _VISIBLE.fullmatch(text):
+    if not VISIBLE.fullmatch(text):
         raise ValueError("a blank, a line break or another character that a URL does not hold")
     found = _URL.fullmatch(text)
     if not found:
-        raise ValueError("a fragment (#…) in an address of Redis; " + _IN_A_PASSWORD if "#" in text else "")
+        raise ValueError("a fragment (#…) in an address of Redis; " + IN_A_PASSWORD if "#" in text else "")
     scheme, authority, path, query = found[1].lower(), found[2], found[3], found[4]
     if scheme not in _SCHEMES:
         raise ValueError(f"an address of Redis begins with {', '.join(f'{name}://' for name in _SCHEMES)}")
     if "@" in path or "@" in (query or ""):
-        raise ValueError(f"an @ behind the host; {_IN_A_PASSWORD}")
+        raise ValueError(f"an @ behind the host; {IN_A_PASSWORD}")
     mode, tls = _SCHEMES[scheme]
     userinfo, _, hosts = authority.rpartition("@")
-    username, password = _credentials(userinfo)
-    options = _options(query or "", _known_options(scheme, mode, tls))
+    username, password = credentials(userinfo)
+    options = options_of(query or "", _known_options(scheme, mode, tls))
     ca, sentinel_password = options.get("ca"), options.get("sentinel_password")
     if ca is not None and not ca.startswith("/"):
         raise ValueError("the option ca is not the absolute path of a file")
@@ -115,13 +113,6 @@ def parse_redis(text: str) -> RedisAddress:
     )
 
 
-def _credentials(userinfo: str) -> tuple[str | None, Secret | None]:
-    """What is empty is not there: `redis://:@host` is what a password that was never set leaves behind."""
-    username, _, password = userinfo.partition(":")
-    decoded = _decoded(password, "password")
-    return _decoded(username, "user") or None, Secret(decoded) if decoded else None
-
-
 def _hosts(text: str, mode: RedisMode) -> tuple[tuple[str, int], ...]:
     several = text.split(",")
     if mode == "single" and len(several) > 1:
@@ -138,7 +129,7 @@ def _host(text: str, otherwise: int) -> tuple[str, int]:
     try:
         host, port = host_and_port(text)
     except ValueError as reason:
-        raise ValueError(str(reason) or f"the host is not one, or not its port; {_IN_A_PASSWORD}") from None
+        raise ValueError(str(reason) or f"the host is not one, or not its port; {IN_A_PASSWORD}") from None
     return host, otherwise if port is None else port
 
 
@@ -168,10 +159,10 @@ def _path_of_cluster(path: str) -> tuple[str | None, int, str | None]:
 
 
 def _path_of_socket(path: str) -> tuple[str | None, int, str | None]:
-    decoded = _decoded(path, "path")
-    if not decoded or decoded.endswith("/") or not decoded.isprintable():
+    socket = decoded(path, "path")
+    if not socket or socket.endswith("/") or not socket.isprintable():
         raise ValueError("the path is not that of a socket: unix:///run/redis.sock")
-    return None, 0, decoded
+    return None, 0, socket
 
 
 # How a path is read: (service, database, path of a socket).
@@ -192,30 +183,6 @@ def _database(text: str) -> int:
 def _known_options(scheme: str, mode: RedisMode, tls: bool) -> Sequence[str]:
     known = (("ca", tls), ("sentinel_password", mode == "sentinel"), ("db", scheme == "unix"))
     return [name for name, here in known if here]
-
-
-def _options(query: str, known: Sequence[str]) -> dict[str, str]:
-    options: dict[str, str] = {}
-    for part in query.split("&") if query else ():
-        name, equals, value = part.partition("=")
-        if name not in known:
-            there_are = f"there are: {', '.join(known)}" if known else "there are none with this scheme"
-            raise ValueError(f"an option (?…) that is unknown here; {there_are}")
-        if name in options:
-            raise ValueError(f"the option {name} stands there twice")
-        if not equals or not value:
-            raise ValueError(f"the option {name} has no value")
-        options[name] = _decoded(value, f"option {name}")
-    return options
-
-
-def _decoded(text: str, part: str) -> str:
-    if _STRAY_PERCENT.search(text):
-        raise ValueError(f"a % in the {part} that begins no %XX; write it %25")
-    try:
-        return unquote(text, errors="strict")
-    except UnicodeDecodeError:
-        raise ValueError(f"the {part} is not UTF-8") from None
 
 
 def _written(address: RedisAddress) -> str:

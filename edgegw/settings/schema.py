@@ -13,13 +13,13 @@ from typing import Any
 from msgspec import NODEFAULT
 from msgspec.structs import fields as struct_fields
 
-from edgegw.settings.fields import PRESETS, PROVIDER, ROOT, ROUTE
+from edgegw.settings.fields import PRESETS, PRICE, PROVIDER, ROOT, ROUTE
 from edgegw.settings.specs import Field, Named, Section, Several, Shorthand, Spec
 from edgegw.settings.tenant_fields import OWN_LIMITS
 from edgegw.settings.values import Kind
 
 # Sections that stand in many places, or are long, get a name of their own.
-_DEFINITIONS = {"provider": PROVIDER, "route": ROUTE, "own_limits": OWN_LIMITS}
+_DEFINITIONS = {"price": PRICE, "provider": PROVIDER, "route": ROUTE, "own_limits": OWN_LIMITS}
 _EXPRESSION = {"type": "string", "pattern": r"\$\{[^}]*\}"}
 _NOTHING = {"type": "null"}
 

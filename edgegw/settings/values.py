@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 from msgspec import Struct
@@ -25,6 +26,7 @@ _WHOLE = re.compile(r"0|[1-9][0-9]*")
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(ms|s|m|h|d)?")
 _SHARE = re.compile(r"(100|[0-9]{1,2}(?:\.[0-9]{1,6})?) ?%")
 _SIZE = re.compile(r"([0-9]{1,15}) ?(B|KiB|MiB|GiB)?")
+_PRICE = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,12})?")
 _VISIBLE = re.compile(r"[!-~]+")
 _DIGEST = re.compile(r"sha256:([0-9A-Fa-f]{64})")
 _MOMENT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}:[0-9]{2}Z)?")
@@ -187,6 +189,22 @@ def _bytes(text: str) -> int:
 def _show_size(count: int) -> str:
     unit = next(unit for unit, factor in _UNIT_BYTES.items() if count % factor == 0)
     return f"{count // _UNIT_BYTES[unit]}{unit}"
+
+
+def price(high: int) -> Kind:
+    """USD per million tokens, read to its decimals as they stand there."""
+
+    def read(text: str) -> str:
+        if not _PRICE.fullmatch(text) or Decimal(text) > high:
+            raise ValueError
+        return text
+
+    number = {"type": "number", "minimum": 0, "maximum": high}
+    return Kind(
+        expected=f"a price in USD per million tokens such as 2.5, from 0 to {high}, with at most 12 decimals",
+        read=read,
+        schema={"anyOf": [number, {"type": "string", "pattern": f"^{_PRICE.pattern}$"}]},
+    )
 
 
 def matching(pattern: str, expected: str) -> Kind:

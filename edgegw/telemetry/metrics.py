@@ -77,6 +77,8 @@ class _Target:
     cached: int = 0
     cache_write: int = 0
     reasoning: int = 0
+    cost_usd_micro: int = 0
+    unpriced: int = 0
     first_token: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_BOUNDS_US))
 
 
@@ -139,6 +141,10 @@ class Metrics:
             target.cached += attempt.cached_tokens or 0
             target.cache_write += attempt.cache_write_tokens or 0
             target.reasoning += attempt.reasoning_tokens or 0
+            if attempt.cost_usd_micro is None:
+                target.unpriced += 1
+            else:
+                target.cost_usd_micro += attempt.cost_usd_micro
         if attempt.first_token_us is not None:
             target.first_token.observe(attempt.first_token_us)
 
@@ -192,6 +198,8 @@ class Metrics:
             names.TOKENS,
             (((*name, type_), getattr(target, type_)) for name, target in targets for type_ in _TOKEN_TYPES),
         )
+        yield from _simple(names.COST, ((name, target.cost_usd_micro / 1e6) for name, target in targets))
+        yield from _simple(names.UNPRICED, ((name, target.unpriced) for name, target in targets if target.unpriced))
         yield from _histograms(names.FIRST_TOKEN, [(name, target.first_token) for name, target in targets])
 
     def _worker_lines(self) -> Iterator[str]:

@@ -59,6 +59,18 @@ TOKENS = Family(
     "Tokens as the provider counted them; input includes cached and cache_write, output includes reasoning.",
     ("provider", "model", "type"),
 )
+COST = Family(
+    "edgegw_cost_usd_total",
+    "counter",
+    "What attempts cost, in US dollars, as far as their models have a price.",
+    ("provider", "model"),
+)
+UNPRICED = Family(
+    "edgegw_unpriced_attempts_total",
+    "counter",
+    "Attempts that used tokens for which nobody knows a price.",
+    ("provider", "model"),
+)
 FIRST_TOKEN = Family(
     "edgegw_time_to_first_token_seconds",
     "histogram",
@@ -69,11 +81,47 @@ BUILD_INFO = Family("edgegw_build_info", "gauge", "Always 1; the label tells the
 
 LEDGER_LAG = Family("edgegw_ledger_lag_seconds", "gauge", "Age of the oldest record that is not in the database yet.")
 LEDGER_ROWS = Family("edgegw_ledger_rows_total", "counter", "Rows written since the control process started.")
+LEDGER_BATCHES = Family("edgegw_ledger_batches_total", "counter", "Transactions that wrote them.")
+LEDGER_BATCH_SECONDS = Family(
+    "edgegw_ledger_batch_seconds_total", "counter", "What those transactions took, all together."
+)
+LEDGER_REJECTED = Family(
+    "edgegw_ledger_rejected_total", "counter", "Rows that the database does not take, set aside in state_dir/rejected."
+)
+LEDGER_REJECTED_LOST = Family(
+    "edgegw_ledger_rejected_lost_total", "counter", "Those of them that found no more room there."
+)
 LEDGER_ERRORS = Family("edgegw_ledger_errors_total", "counter", "Batches that the database refused and that were kept.")
 LEDGER_INTERRUPTED = Family(
     "edgegw_ledger_interrupted_total", "counter", "Requests closed in the books because their worker had died."
 )
+LEDGER_DAMAGE = Family(
+    "edgegw_ledger_damage_total",
+    "counter",
+    "What the journals had that was not as it should be: kind is torn, gaps, unreadable, foreign or failed.",
+    ("kind",),
+)
+LEDGER_UPKEEP_ERRORS = Family(
+    "edgegw_ledger_upkeep_errors_total",
+    "counter",
+    "Times that old rows could not be deleted, or partitions not be made.",
+)
 JOURNAL_BYTES = Family("edgegw_journal_bytes", "gauge", "Bytes of all workers' journals on disk, shipped or not.")
+JOURNAL_TROUBLE = Family(
+    "edgegw_journal_trouble",
+    "gauge",
+    "Workers whose journal takes no new exchange now: state is full or failing.",
+    ("state",),
+)
+JOURNAL_DROPPED = Family(
+    "edgegw_journal_dropped_total",
+    "counter",
+    "Requests without a row because the journal took none: kind is exchange (a provider was asked) or refusal.",
+    ("kind",),
+)
+JOURNAL_LOST = Family(
+    "edgegw_journal_lost_total", "counter", "Records of begun requests that found neither reserve nor disk."
+)
 
 CONTENT_STORED = Family("edgegw_content_stored_total", "counter", "Prompts with their answers stored in the database.")
 CONTENT_LOST = Family(
@@ -120,7 +168,6 @@ WORKER_GAUGES: dict[str, Family] = {
         ("content_kept", "edgegw_content_kept", "Prompts with their answers put down since the worker started."),
         ("content_dropped", "edgegw_content_dropped", "Those that it had no room for, or the disk did not take."),
         ("content_waiting_bytes", "edgegw_content_waiting_bytes", "What of them waits on disk for the database."),
-        ("journal_full", "edgegw_journal_full", "1 while the journal has no room and requests are refused, else 0."),
     )
 }
 WORKER_GAUGE_PREFIX = "edgegw_worker_"

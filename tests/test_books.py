@@ -1,0 +1,352 @@
+"""Asking the books: while they are written, after the writer is gone, by every filter, and in sums by the hour."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, closing
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ledger_traces import (
+    WALL_NS,
+    conclude,
+    finish,
+    make_attempt,
+    make_exchange,
+    open_journal,
+    play,
+    ship_all,
+    sqlite_store,
+)
+
+from edgegw.clock import uuid7
+from edgegw.ledger import questions
+from edgegw.ledger.books import Books, NoLedgerError, SqliteBooks
+from edgegw.ledger.questions import BadQuestionError, Filter, Row, Table, first_id_at, newest
+from edgegw.ledger.schema import migrations
+from edgegw.ledger.usage import SUMS, hour_of
+
+KNOWN = migrations("sqlite")
+HOUR = WALL_NS // 3_600_000_000_000
+
+
+def books_at(path: Path) -> SqliteBooks:
+    return SqliteBooks(path, KNOWN)
+
+
+def write(state_dir: Path) -> None:
+    """30 requests of two tenants: every third has failed once before, every tenth was refused."""
+    journal = open_journal(state_dir)
+    for number in range(30):
+        if number % 10 == 9:
+            refused = make_exchange(number, tenant="other")
+            conclude(refused)
+            journal.end(refused)
+        else:
+            play(journal, number, failures=number % 3 == 0, tenant=f"tenant-{number % 2}")
+    journal.close()
+
+
+@pytest.fixture
+async def db(tmp_path: Path) -> Path:
+    write(tmp_path)
+    store = sqlite_store(tmp_path / "books.db")
+    await ship_all(tmp_path, store)
+    await store.close()
+    return tmp_path / "books.db"
+
+
+@pytest.fixture
+async def books(db: Path) -> AsyncIterator[Books]:
+    found = books_at(db)
+    yield found
+    await found.close()
+
+
+async def ask(books: Books, table: Table, chosen: Filter | None = None, limit: int = 50) -> list[Row]:
+    return await books.rows(newest(table, chosen or Filter(), limit))
+
+
+def ids(numbers: Iterator[int] | range) -> list[str]:
+    return [make_exchange(number).id for number in numbers]
+
+
+async def test_requests_come_newest_first(books: Books) -> None:
+    assert [row["id"] for row in await ask(books, "requests")] == ids(range(29, -1, -1))
+    assert [row["id"] for row in await ask(books, "requests", limit=4)] == ids(range(29, 25, -1))
+
+
+async def test_rows_have_every_column_with_its_type(books: Books) -> None:
+    row = (await ask(books, "requests", Filter(request_id=make_exchange(1).id)))[0]
+    assert tuple(row) == questions.COLUMNS["requests"]
+    assert (row["stream"], row["estimated"], row["input_tokens"]) == (False, False, 10)
+    attempt = (await ask(books, "provider_attempts", Filter(request_id=make_exchange(1).id)))[0]
+    assert tuple(attempt) == questions.COLUMNS["provider_attempts"]
+    assert (attempt["reused"], attempt["tenant"], attempt["target"]) == (False, "tenant-1", "openai/gpt-5-mini")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "count"),
+    [
+        (Filter(tenant="other"), 3),
+        (Filter(tenant="tenant-0"), 15),
+        (Filter(tenant="nobody"), 0),
+        (Filter(state="refused", status=404), 3),
+        (Filter(error_kind="model_not_found"), 3),
+        (Filter(use_case="support_summary", provider="openai"), 18),
+        (Filter(model="claude-haiku-4-5"), 9),
+        (Filter(since_ns=WALL_NS + 20 * 10**6), 10),
+        (Filter(until_ns=WALL_NS + 20 * 10**6), 20),
+        (Filter(since_ns=WALL_NS + 20 * 10**6, until_ns=WALL_NS + 21 * 10**6), 1),
+        (Filter(since_ns=WALL_NS + 20 * 10**6, tenant="tenant-1"), 4),
+        (Filter(request_id=make_exchange(7).id), 1),
+        (Filter(key_id="k"), 0),
+        (Filter(session_id="s"), 0),
+        (Filter(user_id="u"), 0),
+    ],
+)
+async def test_requests_are_chosen_by_what_is_asked(books: Books, chosen: Filter, count: int) -> None:
+    assert len(await ask(books, "requests", chosen)) == count
+
+
+async def test_attempts_of_a_request_come_in_their_order(books: Books) -> None:
+    rows = await ask(books, "provider_attempts", Filter(request_id=make_exchange(3).id))
+    assert [(row["number"], row["kind"], row["target"]) for row in rows] == [
+        (1, "primary", "openai/gpt-5-mini"),
+        (2, "fallback", "anthropic/claude-haiku-4-5"),
+    ]
+    assert len(await ask(books, "provider_attempts", Filter(kind="fallback"), 1000)) == 9
+    assert len(await ask(books, "provider_attempts", Filter(tenant="tenant-0"), 1000)) == 20
+    assert len(await ask(books, "provider_attempts", Filter(since_ns=WALL_NS + 27 * 10**6), 1000)) == 3
+
+
+def test_a_filter_that_a_table_has_no_column_for_is_an_error() -> None:
+    with pytest.raises(BadQuestionError, match="provider_attempts have no state"):
+        newest("provider_attempts", Filter(state="complete"), 1)
+
+
+@pytest.mark.parametrize("table", ["requests", "provider_attempts"])
+@pytest.mark.parametrize("chosen", [Filter(), Filter(since_ns=WALL_NS), Filter(request_id="x")])
+def test_the_newest_rows_are_found_without_sorting_or_scanning(db: Path, table: Table, chosen: Filter) -> None:
+    text = " ".join(plan(db, questions.newest(table, chosen, 50)))
+    assert "USING INDEX" in text
+    assert "TEMP B-TREE FOR ORDER BY" not in text
+
+
+def test_the_rows_of_a_tenant_are_found_by_their_index(db: Path) -> None:
+    assert plan(db, newest("requests", Filter(tenant="acme", since_ns=1), 50)) == [
+        "SEARCH requests USING INDEX requests_by_tenant (tenant=? AND id>?)"
+    ]
+
+
+def test_usage_reads_the_hours_that_are_asked_for(db: Path) -> None:
+    (first, *_) = plan(db, questions.usage(("tenant",), Filter(), HOUR, HOUR + 1))
+    assert first == "SEARCH usage_hours USING PRIMARY KEY (hour>? AND hour<?)"
+
+
+def plan(db: Path, question: questions.Question) -> list[str]:
+    with closing(sqlite3.connect(db)) as connection:
+        return [
+            step[-1] for step in connection.execute(f"EXPLAIN QUERY PLAN {question.text}", question.values).fetchall()
+        ]
+
+
+@given(st.integers(0, 2**48 * 10**6 - 1), st.integers(0, 2**74 - 1))
+def test_since_takes_in_every_id_of_its_moment_and_none_before(wall_ns: int, dice: int) -> None:
+    assert uuid7(wall_ns, dice) >= first_id_at(wall_ns)
+    if wall_ns >= 10**6:
+        assert uuid7(wall_ns - 10**6, dice) < first_id_at(wall_ns)
+
+
+@given(st.integers(-(2**70), 2**70), st.integers(0, 2**70))
+def test_whole_hours_hold_the_span_that_is_asked_for(since_ns: int, length_ns: int) -> None:
+    first, behind = questions.whole_hours(since_ns, since_ns + length_ns)
+    assert 0 <= first <= behind
+    for moment_ns in (since_ns, since_ns + length_ns - 1):
+        if length_ns and 0 <= moment_ns < 2**48 * 10**6:
+            assert first <= hour_of(uuid7(moment_ns, 0)) < behind
+
+
+# -- usage --
+
+
+async def sums(books: Books, by: str, chosen: Filter | None = None) -> dict[tuple[object, ...], tuple[object, ...]]:
+    names = questions.by_names(by)
+    rows = await books.rows(questions.usage(names, chosen or Filter(), HOUR, HOUR + 1))
+    assert all(tuple(row) == (*names, *SUMS) for row in rows)
+    shown = ("requests", "failed", "attempts", "input_tokens", "cost_usd_micro", "unpriced", "estimated")
+    return {tuple(row[name] for name in names): tuple(row[name] for name in shown) for row in rows}
+
+
+async def test_usage_is_summed_by_what_is_asked(books: Books) -> None:
+    assert await sums(books, "tenant") == {
+        ("tenant-0",): (15, 0, 20, 150, 0, 15, 0),
+        ("tenant-1",): (12, 0, 16, 120, 0, 12, 0),
+        ("other",): (3, 3, 0, 0, 0, 0, 0),
+    }
+    assert await sums(books, "day") == {(HOUR // 24,): (30, 3, 36, 270, 0, 27, 0)}
+    assert await sums(books, "hour,provider,model") == {
+        (HOUR, "openai", "gpt-5-mini"): (18, 0, 27, 180, 0, 18, 0),
+        (HOUR, "anthropic", "claude-haiku-4-5"): (9, 0, 9, 90, 0, 9, 0),
+        (HOUR, "", ""): (3, 3, 0, 0, 0, 0, 0),
+    }
+    assert await sums(books, "tenant,use_case,key", Filter(provider="anthropic")) == {
+        ("tenant-0", "support_summary", ""): (5, 0, 5, 50, 0, 5, 0),
+        ("tenant-1", "support_summary", ""): (4, 0, 4, 40, 0, 4, 0),
+    }
+    assert await books.rows(questions.usage(("tenant",), Filter(), HOUR + 1, HOUR + 1000)) == []
+    assert await books.rows(questions.usage(("tenant",), Filter(), 0, HOUR)) == []
+
+
+async def test_usage_has_times_in_their_order_and_then_what_is_most(books: Books) -> None:
+    rows = await books.rows(questions.usage(("day", "tenant"), Filter(), 0, HOUR + 1))
+    assert [row["tenant"] for row in rows] == ["tenant-0", "tenant-1", "other"]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("tenant,colour", "not among tenant, use_case, key, provider, model, day, hour: colour"),
+        (" , ", "one or more of tenant, use_case, key, provider, model, day, hour"),
+        ("hour;DROP TABLE requests", "not among"),
+    ],
+)
+def test_usage_by_what_nobody_knows(text: str, complaint: str) -> None:
+    with pytest.raises(BadQuestionError, match=complaint):
+        questions.by_names(text)
+    assert questions.by_names(" tenant, day,tenant") == ("tenant", "day")
+
+
+# -- while it is written --
+
+
+async def test_the_books_are_read_while_they_are_written(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path)
+    store = sqlite_store(tmp_path / "books.db")
+    books = books_at(tmp_path / "books.db")
+    for number in range(5):
+        play(journal, number)
+        await ship_all(tmp_path, store)
+        assert len(await ask(books, "requests")) == number + 1
+    await store.close()
+    journal.close()
+    assert len(await ask(books, "requests")) == 5
+    await books.close()
+
+
+async def test_within_a_snapshot_nothing_moves(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path)
+    store = sqlite_store(tmp_path / "books.db")
+    books = books_at(tmp_path / "books.db")
+    play(journal, 1)
+    await ship_all(tmp_path, store)
+    async with books.snapshot():
+        assert len(await ask(books, "requests")) == 1
+        play(journal, 2)
+        await ship_all(tmp_path, store)
+        assert len(await ask(books, "requests")) == 1
+    assert len(await ask(books, "requests")) == 2
+    await books.close()
+    await store.close()
+    journal.close()
+
+
+async def test_the_books_are_read_after_the_writer_was_killed(tmp_path: Path) -> None:
+    """Nothing was folded in: the rows are in the write-ahead log, and nobody has the file open."""
+    play(open_journal(tmp_path), 1)
+    store = sqlite_store(tmp_path / "books.db")
+    await ship_all(tmp_path, store)
+    left = tmp_path / "left"
+    left.mkdir()
+    for end in ("", "-wal"):
+        (left / f"books.db{end}").write_bytes((tmp_path / f"books.db{end}").read_bytes())
+    await store.close()
+    assert (left / "books.db-wal").stat().st_size > 0
+    books = books_at(left / "books.db")
+    assert len(await ask(books, "requests")) == 1
+    await books.close()
+
+
+def content(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+async def test_reading_writes_nothing(db: Path, books: Books) -> None:
+    before = content(db)
+    await ask(books, "requests")
+    await books.rows(questions.usage(("tenant",), Filter(), 0, 1))
+    assert content(db) == before
+
+
+async def test_no_database_is_said_clearly(tmp_path: Path) -> None:
+    async def complaint(name: str) -> str:
+        with pytest.raises(NoLedgerError) as raised:
+            await ask(books_at(tmp_path / name), "requests")
+        return str(raised.value)
+
+    assert "nothing.db: no gateway has run" in await complaint("nothing.db")
+    assert not os.listdir(tmp_path)
+    (tmp_path / "else.db").write_bytes(b"something else entirely " * 50)
+    assert "not a database" in await complaint("else.db")
+    (tmp_path / "empty.db").write_bytes(b"")
+    assert "no tables of ours" in await complaint("empty.db")
+    with closing(sqlite3.connect(tmp_path / "old.db")) as old:
+        old.execute("CREATE TABLE schema_migrations (version INTEGER)")
+        old.execute("INSERT INTO schema_migrations VALUES (1)")
+        old.commit()
+    assert f"its schema is version 1, this program reads {len(KNOWN)}" in await complaint("old.db")
+
+
+# -- rows as they come --
+
+
+async def followed(books: Books, table: Table, chosen: Filter, last: int) -> list[Row]:
+    """What a follower sees before it has to wait."""
+    seen: list[Row] = []
+    async with aclosing(books.follow(table, chosen, last)) as portions:
+        async for rows in portions:
+            if not rows:
+                return seen
+            seen += rows
+    raise AssertionError("it ended")
+
+
+async def test_follow_gives_every_row_once_in_the_order_of_their_ends(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path)
+    path = tmp_path / "books.db"
+    store = sqlite_store(path)
+    long = make_exchange(0)  # began first, ends last
+    journal.begin(long, make_attempt(long))
+    for number in (1, 2):
+        play(journal, number)
+    await ship_all(tmp_path, store)
+    books = books_at(path)
+    portions = books.follow("requests", Filter(), 1)
+    assert [row["id"] for row in await anext(portions)] == ids(iter((2,)))
+    play(journal, 3)
+    finish(long.attempts[0])
+    journal.attempt(long, long.attempts[0])
+    conclude(long)
+    journal.end(long)
+    await ship_all(tmp_path, store)
+    assert [row["id"] for row in await anext(portions)] == ids(iter((3, 0)))
+    assert await anext(portions) == []
+    await books.close()
+    await store.close()
+    journal.close()
+
+
+async def test_follow_starts_with_as_many_as_asked_and_keeps_its_filter(books: Books) -> None:
+    async def count(table: Table, chosen: Filter, last: int) -> int:
+        return len(await followed(books, table, chosen, last))
+
+    assert await count("requests", Filter(), 0) == 0
+    assert await count("requests", Filter(), 7) == 7
+    assert await count("requests", Filter(), 1000) == 30
+    assert await count("requests", Filter(tenant="other"), 2) == 2
+    assert await count("requests", Filter(tenant="nobody"), 2) == 0
+    assert await count("provider_attempts", Filter(kind="fallback"), 3) == 3
