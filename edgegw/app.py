@@ -71,10 +71,11 @@ from edgegw.providers import registry
 from edgegw.retry import RetryBudget
 from edgegw.routing import Router
 from edgegw.settings import ProviderSettings, Secret, ServerSettings, Settings, parse_postgres, parse_redis
-from edgegw.telemetry import names
+from edgegw.telemetry import names, variables
 from edgegw.telemetry.metrics import Figure, Metrics
 from edgegw.telemetry.names import Family
 from edgegw.tokens import TokenEstimator
+from edgegw.trace import Announcer
 from edgegw.worker import Worker
 
 if TYPE_CHECKING:
@@ -254,6 +255,7 @@ def build_upstreams(settings: Settings, rules: Rules, clock: SystemClock, outbox
     secure = any(provider.base_url.startswith("https://") for provider in providers)
     tls = tls_context() if secure else None
     from_environment = Proxies.from_environment(os.environ)
+    announcer = Announcer(variables.sampler(os.environ))
 
     def upstream(provider: ProviderSettings) -> Upstream:
         proxies = Proxies.always(Proxy.parse(provider.proxy)) if provider.proxy else from_environment
@@ -269,7 +271,8 @@ def build_upstreams(settings: Settings, rules: Rules, clock: SystemClock, outbox
             outbox=outbox,
             weights=rules.weight,
         )
-        return Upstream(built, pool, RetryBudget(), LegWaits(timeouts.first_byte_s, timeouts.idle_s))
+        waits = LegWaits(timeouts.first_byte_s, timeouts.idle_s)
+        return Upstream(built, pool, RetryBudget(), waits, announcer if provider.trace else None)
 
     return {provider.name: upstream(provider) for provider in providers}
 

@@ -30,13 +30,14 @@ LAYERS: dict[int, str] = {
         settings.load settings.schema settings.describe settings.specs settings.tenant_fields settings.tenant_checks
     """,
     1: """
-        access pattern routing retry breaker tokens endpoints reply_fields price_table prices
+        access pattern trace routing retry breaker tokens endpoints reply_fields price_table prices
         http.__init__ http.request http.chunked http.known_head http.connection http.response http.outbox http.reply
         http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
         dialects.openai_chat_request dialects.openai_chat_messages dialects.openai_chat_reply
-        dialects.openai_chat_stream dialects.openai_chat_writer dialects.anthropic_schema dialects.anthropic_turns
-        dialects.anthropic_request dialects.anthropic_messages dialects.anthropic_stream
+        dialects.openai_chat_stream dialects.openai_chat_writer dialects.texts
+        dialects.anthropic_schema dialects.anthropic_turns dialects.anthropic_request dialects.anthropic_messages
+        dialects.anthropic_stream
         providers.__init__ providers.base providers.retry_after providers.models providers.openai providers.anthropic
         providers.compatible providers.registry
         keys.__init__ keys.table keys.store
@@ -47,12 +48,12 @@ LAYERS: dict[int, str] = {
         ledger.postgres.__init__ ledger.postgres.days
         ledger.questions ledger.tables
         content.__init__ content.record content.wire content.choice content.store content.answer
-        telemetry.__init__ telemetry.names
+        telemetry.__init__ telemetry.names telemetry.variables
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
     """,
     2: """
-        errand leg relay channel channel_server
+        errand leg relay used channel channel_server
         http.watch http.client_connection http.server http.dial http.upstream_connection http.upstream
         keys.making keys.sqlite keys.subscriber keys.feed
         limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
@@ -87,6 +88,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "endpoints": ("http.request",),  # paths and methods of a request
     "reply_fields": ("http.reply",),  # header lines of a reply
     "access": ("http.request", "keys.table", "pattern", "routing"),  # from who asks to the routes they may take
+    "dialects.texts": ("http.sse",),
     "dialects.openai_chat_stream": ("http.sse",),  # a stream is server-sent events
     "dialects.anthropic_stream": ("http.sse",),
     "providers.base": ("dialects.base", "dialects.openai_chat_reply"),  # a provider is a dialect plus an address
@@ -108,6 +110,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "http.client_connection": ("errand",),  # a handler is run on the spot until it has to wait
     "leg": ("errand", "http.watch"),  # the end of a leg wakes its request; its waits are the watch's
     "relay": ("leg", "http.watch"),  # a leg that streams
+    "used": ("leg",),  # what was seen of an answer
     "ledger.postgres.schema": ("ledger.schema",),  # the files of both databases are found in one place
     "ledger.postgres.store": ("ledger.schema",),
     "ledger.postgres.upkeep": ("ledger.schema",),
@@ -116,6 +119,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "keys.feed": ("channel", "channel_server"),  # … and says them to every worker
     "channel_server": ("channel", "limits.authority", "limits.tally"),  # the two ends speak the same messages
     "routing": ("pattern",),
+    "telemetry.variables": ("trace",),  # one of them is the sampler
     "prices": ("ledger.record", "pattern", "price_table"),  # of an attempt as it stands in the books
     "limits.rules": ("pattern",),
     "limits.redis.absence": ("limits.bucket", "limits.meter"),  # the same shapes and words, counted elsewhere

@@ -229,4 +229,5 @@ def interrupted_request(exchange: OpenExchange, wall_ns: int) -> End:
         bytes_in=begin.bytes_in,
         bytes_out=0,
         key_id=begin.key_id,
+        trace=begin.trace,
     )
