@@ -44,12 +44,14 @@ from edgegw.keys.feed import KeyFeed
 from edgegw.keys.sqlite import SqliteKeys
 from edgegw.keys.subscriber import KeySubscriber
 from edgegw.keys.table import KeyTable, settings_keys
+from edgegw.ledger.durable import Durable
 from edgegw.ledger.identity import identity
 from edgegw.ledger.journal import Journal
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
 from edgegw.ledger.sqlite_retention import SqliteRetention
+from edgegw.ledger.syncing import Syncer
 from edgegw.ledger.upkeep import Upkeep, Upkeeper
 from edgegw.leg import LegWaits
 from edgegw.limits import tally
@@ -141,7 +143,11 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         segment_bytes=journal_settings.segment_bytes,
         bytes_max=journal_settings.bytes_max,
         when_full=journal_settings.when_full,
+        syncs=journal_settings.sync == "always",
     )
+    durable: Durable | None = None
+    if journal_settings.sync == "always":
+        durable = Durable(journal, loop, refuses=journal_settings.when_full == "refuse")
     channel = ChannelClient(str(state_dir / "control.sock"), slot, os.getpid())
     tally_file = tally.path(state_dir, slot, os.getpid())
     accounts = Accounts(channel, clock, server_settings.workers, tally.create(tally_file, TALLY_CELLS))
@@ -157,7 +163,7 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         keys = KeySubscriber(channel, table, rules, limiter.rules_changed)
         gate = closed_gate(Doorkeeper(table, clock.wall_ns, keys.complete))
     upstreams = build_upstreams(settings, rules, clock, outbox)
-    attempts = Attempts(upstreams, journal, watch, clock, rng.random, loop, BreakerPolicy(), estimator)
+    attempts = Attempts(upstreams, journal, watch, clock, rng.random, loop, BreakerPolicy(), estimator, durable)
     gateway = Gateway(
         Router(settings.use_cases, settings.models, settings.default, settings.providers),
         Access(settings.tenants, closed=closed),
@@ -169,6 +175,7 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         partial(rng.getrandbits, 74),
         total_timeout_s=server_settings.total_timeout_s,
         in_flight_max=server_settings.in_flight_max,
+        disk=durable,
     )
     server = build_server(loop, watch, gateway.serve, gate, server_settings, outbox)
     return Worker(
@@ -181,6 +188,7 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         limiter,
         channel,
         journal,
+        durable,
         tally_file,
         keys,
         server_settings.drain_timeout_s,
@@ -306,7 +314,9 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     memory = MemoryFile(state_dir, in_memory, channel_server.unspent) if shared is None else None
     if memory is not None:
         memory.load()
-    journals = Journals(channel_server, state_dir, settings.storage.journal)
+    sync = settings.storage.journal.sync
+    syncer = None if sync == "none" else Syncer(state_dir, settings.storage.journal.sync_interval_s)
+    journals = Journals(channel_server, state_dir, settings.storage.journal, syncer)
     shipper: Shipper
     metrics = Metrics(
         {
@@ -321,10 +331,11 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
             names.JOURNAL_TROUBLE: journals.troubled,
             names.JOURNAL_DROPPED: journals.dropped,
             names.JOURNAL_LOST: journals.lost,
+            names.JOURNAL_SYNC_ERRORS: journals.sync_errors,
         }
     )
     known = migrations("sqlite")
-    store = SqliteStore(Path(settings.sqlite_path), known, clock, identity(state_dir))
+    store = SqliteStore(Path(settings.sqlite_path), known, clock, identity(state_dir), durable=sync != "none")
     prices = PriceList(settings.prices, settings.providers.values(), shipped_prices())
     retention_s = settings.storage.retention_s
     upkeeps: list[Upkeep] = [] if retention_s is None else [SqliteRetention(store.file, retention_s)]
@@ -349,6 +360,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
         shipper,
         store,
         journals,
+        syncer,
         upkeeper,
         server,
         keys,
