@@ -71,14 +71,13 @@ class Syncer:
         for name in self._known.keys() - lives:
             del self._known[name]
             self._done.pop(name, None)
+        new = lives - self._known.keys()
         for name in lives:
             with suppress(FileNotFoundError):  # shipped and deleted meanwhile
                 self._sync_life(name)
-        if lives - self._known.keys():
+        if new:
             sync_directory(self._root)
             sync_directory(self._root.parent)
-        for name in lives:
-            self._known.setdefault(name, set())
 
     def _sync_life(self, name: str) -> None:
         directory = self._root / name
