@@ -35,8 +35,9 @@ LAYERS: dict[int, str] = {
         http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
         dialects.openai_chat_request dialects.openai_chat_messages dialects.openai_chat_reply
-        dialects.openai_chat_stream dialects.openai_chat_writer dialects.anthropic_schema dialects.anthropic_turns
-        dialects.anthropic_request dialects.anthropic_messages dialects.anthropic_stream
+        dialects.openai_chat_stream dialects.openai_chat_writer dialects.texts
+        dialects.anthropic_schema dialects.anthropic_turns dialects.anthropic_request dialects.anthropic_messages
+        dialects.anthropic_stream
         providers.__init__ providers.base providers.retry_after providers.models providers.openai providers.anthropic
         providers.compatible providers.registry
         keys.__init__ keys.table keys.store
@@ -51,7 +52,7 @@ LAYERS: dict[int, str] = {
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
     """,
     2: """
-        errand leg relay channel channel_server
+        errand leg relay used channel channel_server
         http.watch http.client_connection http.server http.dial http.upstream_connection http.upstream
         keys.making keys.sqlite keys.subscriber keys.feed
         limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
@@ -85,6 +86,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "endpoints": ("http.request",),  # paths and methods of a request
     "reply_fields": ("http.reply",),  # header lines of a reply
     "access": ("http.request", "keys.table", "pattern", "routing"),  # from who asks to the routes they may take
+    "dialects.texts": ("http.sse",),
     "dialects.openai_chat_stream": ("http.sse",),  # a stream is server-sent events
     "dialects.anthropic_stream": ("http.sse",),
     "providers.base": ("dialects.base", "dialects.openai_chat_reply"),  # a provider is a dialect plus an address
@@ -107,6 +109,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "leg": ("errand", "http.watch"),  # the end of a leg wakes its request; its waits are the watch's
     "relay": ("leg", "http.watch"),  # a leg that streams
     "ledger.durable": ("errand",),  # a request waits for the disk in its errand
+    "used": ("leg",),  # what was seen of an answer
     "ledger.postgres.schema": ("ledger.schema",),  # the files of both databases are found in one place
     "ledger.postgres.store": ("ledger.schema",),
     "ledger.postgres.upkeep": ("ledger.schema",),
