@@ -41,7 +41,7 @@ from edgegw.http.server import Server
 from edgegw.http.upstream import Pool, PoolLimits
 from edgegw.http.watch import Watch
 from edgegw.keys.feed import KeyFeed
-from edgegw.keys.sqlite import SqliteKeys
+from edgegw.keys.place import key_store, place_of
 from edgegw.keys.subscriber import KeySubscriber
 from edgegw.keys.table import KeyTable, settings_keys
 from edgegw.ledger.durable import Durable
@@ -376,8 +376,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     server = build_server(loop, watch, handler.serve, admin_gate, settings.server, Outbox())
     keys: KeyFeed | None = None
     if settings.auth == "keys":
-        key_store = SqliteKeys(Path(settings.sqlite_path), migrations("sqlite"), clock.wall_ns)
-        keys = KeyFeed(key_store, channel_server, rules, clock)
+        keys = KeyFeed(key_store(place_of(settings), clock.wall_ns), channel_server, rules, clock)
     control = ControlProcess(
         watch,
         channel_server,
