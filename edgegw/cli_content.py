@@ -6,14 +6,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from edgegw.cli_options import books_option, config_option, json_option, settings_for_reading
-
-if TYPE_CHECKING:
-    from edgegw.content.store import ContentStore
+# Content is where the rows are, as the keys are.
+from edgegw.cli_options import books_option, config_option, json_option, place_of_keys, settings_for_reading
 
 
 @click.group()
@@ -35,7 +32,7 @@ def show(config: str | None, db: str | None, request_id: str, raw: bool, as_json
     from edgegw.content import command
 
     with _complaints():
-        for line in command.show(_store(config, db), request_id, raw=raw, as_json=as_json):
+        for line in command.show(place_of_keys(config, db), request_id, raw=raw, as_json=as_json):
             click.echo(line)
 
 
@@ -62,29 +59,8 @@ def delete(config: str | None, db: str | None, request_id: str | None, tenant: s
         raise click.BadParameter(str(error), param_hint="--before") from None
     with _complaints():
         state_dir = None if db else Path(settings_for_reading(config).server.state_dir)
-        deleted = command.delete(_store(config, db), state_dir, chosen)
+        deleted = command.delete(place_of_keys(config, db), state_dir, chosen)
     click.echo(f"deleted the content of {deleted} request{'' if deleted == 1 else 's'}")
-
-
-def _store(config: str | None, db: str | None) -> ContentStore:
-    """At `db`, a path or a URL, or where the settings have it."""
-    from edgegw.content.sqlite import SqliteContents
-    from edgegw.ledger.schema import migrations
-    from edgegw.settings import parse_postgres
-    from edgegw.settings.model import SQLITE
-
-    settings = settings_for_reading(config) if db is None else None
-    url = db if settings is None or settings.postgres_url is None else settings.postgres_url.reveal()
-    if url is not None and url.startswith(("postgres://", "postgresql://")):
-        try:
-            from edgegw.content.postgres import PostgresContents
-        except ModuleNotFoundError as error:
-            raise click.ClickException(f"PostgreSQL needs {error.name}: pip install 'edgegw[postgres]'") from None
-        return PostgresContents(parse_postgres(url), migrations("postgres"), time.time_ns)
-    path = Path(settings.sqlite_path if settings is not None else (db or "").removeprefix(SQLITE))
-    if not path.exists():
-        raise click.ClickException(f"there is no database {path}")
-    return SqliteContents(path, migrations("sqlite"), time.time_ns)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,8 +17,10 @@ import msgspec
 
 from edgegw.content.answer import reply_text, request_text
 from edgegw.content.files import Trays
+from edgegw.content.place import content_store
 from edgegw.content.record import Content
 from edgegw.content.store import Chosen, ContentStore
+from edgegw.keys.place import Place
 from edgegw.ledger.store import RejectedError, SchemaTooNewError, StoreError
 from edgegw.ledger.tables import moment
 
@@ -33,23 +35,23 @@ class ContentCommandError(Exception):
     """The command cannot be done; the message is for whoever typed it."""
 
 
-def show(store: ContentStore, request_id: str, *, raw: bool, as_json: bool) -> Iterator[str]:
+def show(place: Place, request_id: str, *, raw: bool, as_json: bool) -> Iterator[str]:
     """The prompt and the answer of one request. Raises ContentCommandError."""
-    content = _run(store, store.find(request_id))
+    content = _with_store(place, lambda store: store.find(request_id))
     if content is None:
         raise ContentCommandError(f"no content is kept of request {request_id}")
     return _json_line(content) if as_json else _lines(content, raw)
 
 
-def delete(store: ContentStore, state_dir: Path | None, chosen: Chosen) -> int:
+def delete(place: Place, state_dir: Path | None, chosen: Chosen) -> int:
     """Deletes the chosen content, also what waits in `state_dir`; how many requests it was of. Raises
     ContentCommandError."""
     trays = None if state_dir is None else Trays(state_dir)
     if trays is None or not trays.there:
-        return _run(store, store.delete(chosen))
+        return _with_store(place, lambda store: store.delete(chosen))
     with _held(trays):
         waiting = _delete_waiting(trays, chosen)
-        return waiting + _run(store, store.delete(chosen))
+        return waiting + _with_store(place, lambda store: store.delete(chosen))
 
 
 def _delete_waiting(trays: Trays, chosen: Chosen) -> int:
@@ -96,10 +98,14 @@ def _json_line(content: Content) -> Iterator[str]:
     yield msgspec.json.encode(told).decode()
 
 
-def _run(store: ContentStore, work: Coroutine[Any, Any, T]) -> T:
+def _with_store(place: Place, work: Callable[[ContentStore], Coroutine[Any, Any, T]]) -> T:
+    if isinstance(place, Path) and not place.exists():
+        raise ContentCommandError(f"there is no database {place}")
+
     async def run() -> T:
+        store = content_store(place, time.time_ns)
         try:
-            return await work
+            return await work(store)
         finally:
             await store.close()
 

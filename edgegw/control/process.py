@@ -22,6 +22,7 @@ from edgegw.http.watch import Watch
 from edgegw.keys.feed import KeyFeed
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.store import Store
+from edgegw.ledger.syncing import Syncer
 from edgegw.ledger.upkeep import Upkeeper
 from edgegw.limits.memory_file import MemoryFile
 
@@ -57,6 +58,7 @@ class ControlProcess:
     shipper: Shipper
     store: Store
     journals: Journals
+    syncer: Syncer | None  # None: the kernel writes when it likes
     upkeeper: Upkeeper
     contents: ContentShipper
     admin: Server
@@ -76,6 +78,7 @@ class ControlProcess:
         await self.admin.listen(admin)
         shipping = loop.create_task(self.shipper.run())
         shipping.add_done_callback(lambda _: told_to_go.set())
+        syncing = None if self.syncer is None else loop.create_task(self.syncer.run())
         keeping = loop.create_task(self.upkeeper.run())
         self.contents.start()
         remembering = None if self.memory is None else loop.create_task(self.memory.run())
@@ -97,6 +100,10 @@ class ControlProcess:
         await self.contents.stop(CONTENT_TIMEOUT_S)
         if feeding is not None:
             code = await _end(feeding) or code
+        if self.syncer is not None and syncing is not None:
+            syncing.cancel()
+            await self.syncer.sync()
+            self.syncer.close()
         if self.memory is not None:
             self.memory.save(leaving=True)
         await self.channel.close()

@@ -122,6 +122,12 @@ JOURNAL_DROPPED = Family(
 JOURNAL_LOST = Family(
     "edgegw_journal_lost_total", "counter", "Records of begun requests that found neither reserve nor disk."
 )
+JOURNAL_SYNC_ERRORS = Family(
+    "edgegw_journal_sync_errors_total",
+    "counter",
+    "What the disk did not take: kind is round (a sync of all journals) or wait (a request that waited for its own).",
+    ("kind",),
+)
 
 CONTENT_STORED = Family("edgegw_content_stored_total", "counter", "Prompts with their answers stored in the database.")
 CONTENT_LOST = Family(
