@@ -58,6 +58,14 @@ class AttemptBooks(Protocol):
     def attempt(self, exchange: Exchange, attempt: Attempt) -> None: ...
 
 
+class Disk(Protocol):
+    """Has the records of an exchange, before it goes on (ledger/durable.py)."""
+
+    async def before_upstream(self) -> None: ...
+
+    async def before_client(self) -> None: ...
+
+
 @dataclass(slots=True, eq=False)
 class Rung:
     """A target of a route, with all that is needed to ask it. `fields`: its lines of a reply's head."""
@@ -105,9 +113,11 @@ class Attempts:
         loop: asyncio.AbstractEventLoop,
         breaker_policy: BreakerPolicy,
         estimator: TokenEstimator,
+        disk: Disk | None = None,
     ) -> None:
         self._upstreams = upstreams
         self._books = books
+        self._disk = disk
         self._watch = watch
         self._now = clock.now
         self._wall_ns = clock.wall_ns
@@ -156,6 +166,8 @@ class Attempts:
             if not is_retry:
                 upstream.budget.opened()
             try:
+                if self._disk is not None and exchange.begun:
+                    await self._disk.before_upstream()
                 leg: PlainLeg | StreamLeg
                 if ask.stream:
                     leg = self._stream_leg(current, exchange, ask, reply, deadline_s, fields)

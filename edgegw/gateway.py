@@ -18,7 +18,7 @@ import orjson
 
 from edgegw import client_ids, phases, trace
 from edgegw.access import Access
-from edgegw.attempts import Attempts, Try
+from edgegw.attempts import Attempts, Disk, Try
 from edgegw.clock import Clock, uuid7
 from edgegw.dialects import openai_chat
 from edgegw.dialects.base import Ask
@@ -108,6 +108,7 @@ class Gateway:
         *,
         total_timeout_s: float,
         in_flight_max: int,
+        disk: Disk | None = None,
     ) -> None:
         self._router = router
         self._access = access
@@ -115,6 +116,7 @@ class Gateway:
         self._estimator = estimator
         self._attempts = attempts
         self._books = books
+        self._disk = disk
         self._now = clock.now
         self._wall_ns = clock.wall_ns
         self._dice_74 = dice_74
@@ -155,6 +157,8 @@ class Gateway:
             logger.exception("internal error in exchange %s", exchange.id)
             ending = self._refuse(exchange, GatewayError("internal", "The gateway failed on this request."), reply)
         self._close(exchange, ending, reply)
+        if self._disk is not None and exchange.begun:
+            await self._disk.before_client()
         ending.deliver(reply)
 
     # -- before the attempts --

@@ -21,6 +21,7 @@ from edgegw.gateway import Gateway
 from edgegw.http.server import Server
 from edgegw.http.watch import Watch
 from edgegw.keys.subscriber import KeySubscriber
+from edgegw.ledger.durable import Durable
 from edgegw.ledger.journal import Journal
 from edgegw.limits.limiter import Limiter
 
@@ -48,9 +49,18 @@ class JournalTeller:
         channel.on_closed(self._forget)
 
     def tell(self) -> None:
-        journal, trouble = self._journal, self._journal.trouble
+        journal = self._journal
+        trouble = journal.trouble or journal.sync_trouble
         state, reason = ("ok", "") if trouble is None else (trouble.state, trouble.reason)
-        word = JournalIs(state, reason, journal.full, journal.dropped, journal.dropped_refusals, journal.lost)
+        word = JournalIs(
+            state,
+            reason,
+            journal.full,
+            journal.dropped,
+            journal.dropped_refusals,
+            journal.lost,
+            journal.unsynced,
+        )
         if word != self._told and self._channel.send(word):
             self._told = word
 
@@ -71,6 +81,7 @@ class Worker:
     limiter: Limiter
     channel: ChannelClient
     journal: Journal
+    durable: Durable | None  # None: no request waits for the disk
     tally: Path
     keys: KeySubscriber | None  # None: nobody needs a key
     drain_timeout_s: float
@@ -100,6 +111,8 @@ class Worker:
         for upstream in self.upstreams.values():
             await upstream.pool.close()
         self.watch.stop()
+        if self.durable is not None:
+            self.durable.close()
         self.journal.close()
         self.tally.unlink(missing_ok=True)
         return 0

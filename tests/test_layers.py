@@ -40,7 +40,7 @@ LAYERS: dict[int, str] = {
         dialects.anthropic_stream
         providers.__init__ providers.base providers.retry_after providers.models providers.openai providers.anthropic
         providers.compatible providers.registry
-        keys.__init__ keys.table keys.store
+        keys.__init__ keys.table keys.store keys.rows
         limits.__init__ limits.words limits.meter limits.bucket limits.lease limits.standing
         limits.redis.__init__ limits.redis.keys limits.redis.script limits.redis.absence limits.redis.tab
         limits.rules limits.holdings limits.turns
@@ -54,12 +54,12 @@ LAYERS: dict[int, str] = {
     2: """
         errand leg relay used channel channel_server
         http.watch http.client_connection http.server http.dial http.upstream_connection http.upstream
-        keys.making keys.sqlite keys.subscriber keys.feed
+        keys.making keys.sqlite keys.postgres keys.place keys.subscriber keys.feed
         limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
         limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.replicas
         limits.redis.authority
         ledger.segment ledger.identity ledger.room ledger.life
-        ledger.journal ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
+        ledger.journal ledger.durable ledger.syncing ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
         ledger.sqlite_retention ledger.upkeep ledger.books
         ledger.shipper ledger.rejected ledger.telling
         ledger.postgres.connection ledger.postgres.schema ledger.postgres.partitions ledger.postgres.store
@@ -108,11 +108,14 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "http.client_connection": ("errand",),  # a handler is run on the spot until it has to wait
     "leg": ("errand", "http.watch"),  # the end of a leg wakes its request; its waits are the watch's
     "relay": ("leg", "http.watch"),  # a leg that streams
+    "ledger.durable": ("errand",),  # a request waits for the disk in its errand
     "used": ("leg",),  # what was seen of an answer
     "ledger.postgres.schema": ("ledger.schema",),  # the files of both databases are found in one place
     "ledger.postgres.store": ("ledger.schema",),
     "ledger.postgres.upkeep": ("ledger.schema",),
     "keys.sqlite": ("ledger.schema", "ledger.sqlite_file"),  # one database, one schema
+    "keys.postgres": ("ledger.schema", "ledger.postgres.connection", "ledger.postgres.schema"),
+    "keys.place": ("ledger.schema",),
     "keys.subscriber": ("channel",),  # hears of keys over the channel
     "keys.feed": ("channel", "channel_server"),  # … and says them to every worker
     "channel_server": ("channel", "limits.authority", "limits.tally"),  # the two ends speak the same messages
@@ -138,7 +141,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
 
 # Own modules imported inside functions: the command line starts fast because a command loads only what it needs.
 # What the control process is made of only when it is configured.
-LAZY = {"cli", "cli_books", "cli_keys", "cli_options", "app"}
+LAZY = {"keys.place", "cli", "cli_books", "cli_keys", "cli_options", "app"}
 
 # What layers 0 and 1 must not have: clock, dice and bytes are arguments.
 IMPURE = {
@@ -181,10 +184,13 @@ NOT_IN_THE_DATA_PLANE_OWN = (
     "ledger.sqlite",
     "ledger.postgres.",
     "ledger.shipper",
+    "ledger.syncing",
     "ledger.rejected",
     "ledger.telling",
     "price",
     "keys.sqlite",
+    "keys.postgres",
+    "keys.place",
     "keys.feed",
     "keys.making",
     "channel_server",

@@ -21,6 +21,7 @@ from edgegw.http.watch import Watch
 from edgegw.keys.feed import KeyFeed
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.store import Store
+from edgegw.ledger.syncing import Syncer
 from edgegw.ledger.upkeep import Upkeeper
 from edgegw.limits.memory_file import MemoryFile
 
@@ -55,6 +56,7 @@ class ControlProcess:
     shipper: Shipper
     store: Store
     journals: Journals
+    syncer: Syncer | None  # None: the kernel writes when it likes
     upkeeper: Upkeeper
     admin: Server
     keys: KeyFeed | None  # None: nobody needs a key
@@ -73,6 +75,7 @@ class ControlProcess:
         await self.admin.listen(admin)
         shipping = loop.create_task(self.shipper.run())
         shipping.add_done_callback(lambda _: told_to_go.set())
+        syncing = None if self.syncer is None else loop.create_task(self.syncer.run())
         keeping = loop.create_task(self.upkeeper.run())
         remembering = None if self.memory is None else loop.create_task(self.memory.run())
         feeding = loop.create_task(self.keys.run()) if self.keys is not None else None
@@ -92,6 +95,10 @@ class ControlProcess:
             await self.shipper.stop(SHIP_TIMEOUT_S)
         if feeding is not None:
             code = await _end(feeding) or code
+        if self.syncer is not None and syncing is not None:
+            syncing.cancel()
+            await self.syncer.sync()
+            self.syncer.close()
         if self.memory is not None:
             self.memory.save(leaving=True)
         await self.channel.close()

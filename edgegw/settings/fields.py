@@ -206,6 +206,13 @@ JOURNAL = Section(
             values.choice("refuse", "drop"),
             "Requests that it cannot take: refuse (503), or drop their records, and count them.",
         ),
+        Field(
+            "sync",
+            "sync",
+            values.choice("none", "interval", "always"),
+            "When records are on the disk, should the machine die: when the kernel likes, soon, or first of all.",
+        ),
+        Field("sync_interval", "sync_interval_s", values.duration("10ms", "1h"), "How soon interval is."),
     ),
     JournalSettings,
 )

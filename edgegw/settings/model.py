@@ -24,6 +24,8 @@ SessionAttribute = Literal["any", "primary", "read-write"]
 SQLITE = "sqlite:///"
 # What becomes of requests that the journal cannot take: a 503, or an answer without a record.
 WhenFull = Literal["refuse", "drop"]
+# When records are to be on the disk: when the kernel likes, within an interval, or before a request goes on.
+Sync = Literal["none", "interval", "always"]
 
 _KIB = 1024
 _MIB = 1024 * _KIB
@@ -216,6 +218,8 @@ class JournalSettings(Struct, frozen=True, kw_only=True):
     bytes_max: int = _GIB
     segment_bytes: int = 8 * _MIB
     when_full: WhenFull = "refuse"
+    sync: Sync = "none"
+    sync_interval_s: float = 1.0
 
 
 class StorageSettings(Struct, frozen=True, kw_only=True):

@@ -122,6 +122,12 @@ JOURNAL_DROPPED = Family(
 JOURNAL_LOST = Family(
     "edgegw_journal_lost_total", "counter", "Records of begun requests that found neither reserve nor disk."
 )
+JOURNAL_SYNC_ERRORS = Family(
+    "edgegw_journal_sync_errors_total",
+    "counter",
+    "What the disk did not take: kind is round (a sync of all journals) or wait (a request that waited for its own).",
+    ("kind",),
+)
 
 # Only with Redis as the authority of limits.
 REDIS_CALLS = Family("edgegw_redis_calls_total", "counter", "Calls of the script that counts limits in Redis.")
