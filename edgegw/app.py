@@ -29,6 +29,12 @@ from edgegw.breaker import BreakerPolicy
 from edgegw.channel import ChannelClient
 from edgegw.channel_server import ChannelServer
 from edgegw.child import Lifeline
+from edgegw.content.capture import Capture
+from edgegw.content.choice import Choice
+from edgegw.content.files import Tray
+from edgegw.content.place import content_store
+from edgegw.content.porter import Porter
+from edgegw.content.shipper import ContentShipper
 from edgegw.control.admin import Admin, admin_gate
 from edgegw.control.journals import Journals
 from edgegw.control.process import ControlProcess
@@ -166,6 +172,7 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         gate = closed_gate(Doorkeeper(table, clock.wall_ns, keys.complete))
     upstreams = build_upstreams(settings, rules, clock, outbox)
     attempts = Attempts(upstreams, journal, watch, clock, rng.random, loop, BreakerPolicy(), estimator, durable)
+    capture = build_capture(settings, slot, clock)
     gateway = Gateway(
         Router(settings.use_cases, settings.models, settings.default, settings.providers),
         Access(settings.tenants, closed=closed),
@@ -177,6 +184,7 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         partial(rng.getrandbits, 74),
         total_timeout_s=server_settings.total_timeout_s,
         in_flight_max=server_settings.in_flight_max,
+        capture=capture,
         disk=durable,
     )
     server = build_server(loop, watch, gateway.serve, gate, server_settings, outbox)
@@ -194,7 +202,18 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         tally_file,
         keys,
         server_settings.drain_timeout_s,
+        capture,
     )
+
+
+def build_capture(settings: Settings, slot: int, clock: SystemClock) -> Capture | None:
+    """None: nobody's content is kept."""
+    choice = Choice(settings)
+    if not choice.any:
+        return None
+    server, capture = settings.server, settings.capture
+    open_tray = partial(Tray, Path(server.state_dir), slot, capture.waiting_bytes_max // server.workers)
+    return Capture(choice, Porter(open_tray), clock, capture.body_bytes_max)
 
 
 def closed_gate(doorkeeper: Doorkeeper) -> Callable[[Request], None]:
@@ -356,6 +375,10 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
             names.LEDGER_UPKEEP_ERRORS: lambda: upkeeper.tally.errors,
             names.LEDGER_INTERRUPTED: lambda: shipper.tally.interrupted,
             names.LEDGER_DAMAGE: lambda: {(kind,): count for kind, count in asdict(shipper.tally.damage).items()},
+            names.CONTENT_STORED: lambda: contents.tally.stored,
+            names.CONTENT_LOST: lambda: contents.tally.lost,
+            names.CONTENT_REMOVED: lambda: contents.tally.removed,
+            names.CONTENT_ERRORS: lambda: contents.tally.errors,
             names.JOURNAL_BYTES: journals.bytes,
             names.JOURNAL_TROUBLE: journals.troubled,
             names.JOURNAL_DROPPED: journals.dropped,
@@ -367,6 +390,13 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     prices = PriceList(settings.prices, settings.providers.values(), shipped_prices())
     upkeeper = Upkeeper(upkeeps, clock)
     shipper = Shipper(state_dir, store, clock, prices.price, [metrics.observe])
+    contents = ContentShipper(
+        state_dir,
+        content_store(place_of(settings), clock.wall_ns),
+        clock,
+        retention_s=settings.capture.retention_s,
+        bytes_max=settings.capture.bytes_max,
+    )
     control: ControlProcess
 
     def render() -> bytes:
@@ -387,6 +417,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
         journals,
         syncer,
         upkeeper,
+        contents,
         server,
         keys,
         settings.server.workers,

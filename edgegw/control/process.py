@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edgegw.channel_server import ChannelServer
+from edgegw.content.shipper import ContentShipper
 from edgegw.control.admin import Readiness
 from edgegw.control.journals import Journals
 from edgegw.http.server import Server
@@ -27,6 +28,7 @@ from edgegw.limits.memory_file import MemoryFile
 
 # For shipping what the workers left; what is not shipped by then is shipped at the next start.
 SHIP_TIMEOUT_S = 10.0
+CONTENT_TIMEOUT_S = 2.0
 
 logger = logging.getLogger("edgegw.control")
 
@@ -58,6 +60,7 @@ class ControlProcess:
     journals: Journals
     syncer: Syncer | None  # None: the kernel writes when it likes
     upkeeper: Upkeeper
+    contents: ContentShipper
     admin: Server
     keys: KeyFeed | None  # None: nobody needs a key
     workers_wanted: int
@@ -77,6 +80,7 @@ class ControlProcess:
         shipping.add_done_callback(lambda _: told_to_go.set())
         syncing = None if self.syncer is None else loop.create_task(self.syncer.run())
         keeping = loop.create_task(self.upkeeper.run())
+        self.contents.start()
         remembering = None if self.memory is None else loop.create_task(self.memory.run())
         feeding = loop.create_task(self.keys.run()) if self.keys is not None else None
         if feeding is not None:
@@ -93,6 +97,7 @@ class ControlProcess:
             code = 1
         else:
             await self.shipper.stop(SHIP_TIMEOUT_S)
+        await self.contents.stop(CONTENT_TIMEOUT_S)
         if feeding is not None:
             code = await _end(feeding) or code
         if self.syncer is not None and syncing is not None:
@@ -107,6 +112,7 @@ class ControlProcess:
         self.admin.drain()
         self.admin.abort()
         await self.store.close()
+        await self.contents.close()
         self.watch.stop()
         return code
 
@@ -125,6 +131,7 @@ class ControlProcess:
             },
             "journal": self.journals.details(),
         }
+        details["content"] = self.contents.details()
         if self.keys is not None:
             details["keys"] = self.keys.details()
         return Readiness(bool(workers) and not self.journals.refusing, details)
