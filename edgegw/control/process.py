@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edgegw.channel_server import ChannelServer
+from edgegw.content.shipper import ContentShipper
 from edgegw.control.admin import Readiness
 from edgegw.control.journals import Journals
 from edgegw.http.server import Server
@@ -21,11 +22,13 @@ from edgegw.http.watch import Watch
 from edgegw.keys.feed import KeyFeed
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.store import Store
+from edgegw.ledger.syncing import Syncer
 from edgegw.ledger.upkeep import Upkeeper
 from edgegw.limits.memory_file import MemoryFile
 
 # For shipping what the workers left; what is not shipped by then is shipped at the next start.
 SHIP_TIMEOUT_S = 10.0
+CONTENT_TIMEOUT_S = 2.0
 
 logger = logging.getLogger("edgegw.control")
 
@@ -55,7 +58,9 @@ class ControlProcess:
     shipper: Shipper
     store: Store
     journals: Journals
+    syncer: Syncer | None  # None: the kernel writes when it likes
     upkeeper: Upkeeper
+    contents: ContentShipper
     admin: Server
     keys: KeyFeed | None  # None: nobody needs a key
     workers_wanted: int
@@ -73,7 +78,9 @@ class ControlProcess:
         await self.admin.listen(admin)
         shipping = loop.create_task(self.shipper.run())
         shipping.add_done_callback(lambda _: told_to_go.set())
+        syncing = None if self.syncer is None else loop.create_task(self.syncer.run())
         keeping = loop.create_task(self.upkeeper.run())
+        self.contents.start()
         remembering = None if self.memory is None else loop.create_task(self.memory.run())
         feeding = loop.create_task(self.keys.run()) if self.keys is not None else None
         if feeding is not None:
@@ -90,8 +97,13 @@ class ControlProcess:
             code = 1
         else:
             await self.shipper.stop(SHIP_TIMEOUT_S)
+        await self.contents.stop(CONTENT_TIMEOUT_S)
         if feeding is not None:
             code = await _end(feeding) or code
+        if self.syncer is not None and syncing is not None:
+            syncing.cancel()
+            await self.syncer.sync()
+            self.syncer.close()
         if self.memory is not None:
             self.memory.save(leaving=True)
         await self.channel.close()
@@ -100,6 +112,7 @@ class ControlProcess:
         self.admin.drain()
         self.admin.abort()
         await self.store.close()
+        await self.contents.close()
         self.watch.stop()
         return code
 
@@ -118,6 +131,7 @@ class ControlProcess:
             },
             "journal": self.journals.details(),
         }
+        details["content"] = self.contents.details()
         if self.keys is not None:
             details["keys"] = self.keys.details()
         return Readiness(bool(workers) and not self.journals.refusing, details)

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgegw.ledger.life import JOURNAL_DIR, LIFE_FILE
+from edgegw.ledger.life import JOURNAL_DIR, LIFE_FILE, LIFE_NAME
 from edgegw.ledger.record import (
     RECORD_BYTES_MAX,
     BadRecordError,
@@ -57,8 +56,6 @@ PAGE_BYTES = 4096
 FAILED_LOOKS_MAX = 100
 # Bytes that are no record, at the end of a live worker's segment, at this many looks in a row: damage, not a race.
 BAD_LOOKS_MAX = 10
-
-LIFE_NAME = re.compile(r"\d+-\d+-\d+")
 
 
 @dataclass(slots=True)

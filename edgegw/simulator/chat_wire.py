@@ -308,7 +308,14 @@ def _call_deltas(mark: Mark, call: ToolCall) -> list[bytes]:
 def _usage(answer: Answer) -> bytes:
     return (
         b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,'
-        b'"prompt_tokens_details":{"cached_tokens":0,"audio_tokens":0},'
-        b'"completion_tokens_details":{"reasoning_tokens":0,"audio_tokens":0,'
+        b'"prompt_tokens_details":{"cached_tokens":%d,"audio_tokens":0%b},'
+        b'"completion_tokens_details":{"reasoning_tokens":%d,"audio_tokens":0,'
         b'"accepted_prediction_tokens":0,"rejected_prediction_tokens":0}}'
-    ) % (answer.prompt_tokens, answer.completion_tokens, answer.prompt_tokens + answer.completion_tokens)
+    ) % (
+        answer.prompt_tokens,
+        answer.completion_tokens,
+        answer.prompt_tokens + answer.completion_tokens,
+        answer.cached,
+        b',"cache_write_tokens":%d' % answer.written if answer.written else b"",
+        answer.reasoning,
+    )

@@ -92,6 +92,9 @@ _NOBODY = Question("", False, "", 0)
 
 def stage(wire: Wire, question: Question, answer: Answer, behaviour: Behaviour, mark: Mark) -> Scene:
     """The reply to a good request under this behaviour."""
+    answer.cached = min(behaviour.cached, answer.prompt_tokens)
+    answer.written = min(behaviour.written, answer.prompt_tokens - answer.cached)
+    answer.reasoning = min(behaviour.reasoning, answer.completion_tokens)
     fields = wire.fields(mark, question) + (b"connection: close\r\n" if behaviour.close else b"")
     replaced = _REPLACED.get(behaviour.fault)
     if replaced is not None:

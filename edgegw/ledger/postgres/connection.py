@@ -33,7 +33,9 @@ CLOSE_TIMEOUT_S = 2.0
 _REJECTING = ("22", "23", "54")
 
 BEGIN = (
-    f"BEGIN; SET LOCAL statement_timeout = '{COMMAND_TIMEOUT_S:.0f}s'; "
+    # Each statement sees what was committed before it, whatever is the rule for others there.
+    "BEGIN ISOLATION LEVEL READ COMMITTED; "
+    f"SET LOCAL statement_timeout = '{COMMAND_TIMEOUT_S:.0f}s'; "
     f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S:.0f}s'; "
     f"SET LOCAL idle_in_transaction_session_timeout = '{SILENCE_TIMEOUT_S:.0f}s'; "
     "SET LOCAL client_min_messages = warning; "
