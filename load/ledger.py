@@ -31,14 +31,14 @@ import uvloop
 from edgegw.app import build_control
 from edgegw.ledger.journal import Journal
 from edgegw.settings import load_text
-from load.journal import RECORDS_PER_EXCHANGE, WALL_NS, exchanges, write
+from load.journal import RECORDS_PER_EXCHANGE, exchanges, write
 from load.processes import PostgresHouse
 from load.tables import table
 
 EXCHANGES = 200_000
 RECORDS_PER_S_MIN = {"sqlite": 10_000, "postgres": 20_000}
 RSS_MIB_MAX = 64.0
-DRAIN_TIMEOUT_S = 600.0
+DRAIN_TIMEOUT_S = 120.0
 LOOK_S = 0.001
 
 
@@ -68,9 +68,10 @@ class Report:
 
 def prepare(state_dir: Path, count: int) -> None:
     """A journal as one worker leaves it."""
-    journal = Journal.open(state_dir, 0, wall_ns=WALL_NS, pid=1, bytes_max=64 << 30)
+    wall_ns = time.time_ns() - count * 100_000
+    journal = Journal.open(state_dir, 0, wall_ns=wall_ns, pid=1, bytes_max=64 << 30)
     for start in range(0, count, 20_000):
-        write(journal, exchanges(min(20_000, count - start), start))
+        write(journal, exchanges(min(20_000, count - start), start, wall_ns))
     journal.close()
 
 
