@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import msgspec
 import orjson
 
-from edgegw import phases, trace
+from edgegw import client_ids, phases, trace
 from edgegw.access import Access
 from edgegw.attempts import Attempts, Disk, Try
 from edgegw.clock import Clock, uuid7
@@ -199,6 +199,7 @@ class Gateway:
         exchange.stream = ask.stream
         exchange.model_asked = ask.model
         exchange.use_case = ask.use_case
+        exchange.session_id, exchange.user_id = client_ids.told(request.headers, ask.fields)
         return ask
 
     def _allow(self, exchange: Exchange, route: Route) -> Allowance:

@@ -11,7 +11,7 @@ import click
 import pytest
 from settings_cases import KEYS, NOW_NS, unmasked
 
-from edgegw import gateway, relay, retry
+from edgegw import client_ids, gateway, relay, retry
 from edgegw.breaker import BreakerPolicy
 from edgegw.cli import main
 from edgegw.errors import KINDS, Source
@@ -112,6 +112,18 @@ def test_the_numbers_of_gate_retries_and_breaker() -> None:
         assert said in text
     assert breaker.failures_share == 0.5
     assert breaker.jitter == 0.25
+
+
+# -- the ledger --
+
+
+def test_the_names_of_sessions_and_users() -> None:
+    lines = {line.split("`")[1]: line for line in page("docs/ledger.md").splitlines() if line.startswith("| `")}
+    for column, headers, fields in (
+        ("session_id", client_ids.SESSION_HEADERS, client_ids.SESSION_FIELDS),
+        ("user_id", client_ids.USER_HEADERS, client_ids.USER_FIELDS),
+    ):
+        assert _SPAN.findall(lines[column]) == [column, *(header.decode() for header in headers), *fields]
 
 
 # -- settings --

@@ -30,7 +30,7 @@ LAYERS: dict[int, str] = {
         settings.load settings.schema settings.describe settings.specs settings.tenant_fields settings.tenant_checks
     """,
     1: """
-        access pattern trace routing retry breaker tokens endpoints reply_fields price_table prices
+        access pattern trace routing retry breaker tokens endpoints reply_fields price_table prices client_ids
         http.__init__ http.request http.chunked http.known_head http.connection http.response http.outbox http.reply
         http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
