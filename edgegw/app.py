@@ -40,8 +40,9 @@ from edgegw.control.journals import Journals
 from edgegw.control.process import ControlProcess
 from edgegw.gateway import Gateway
 from edgegw.http.client_connection import Waits
-from edgegw.http.dial import Dialer, Proxies, Proxy, Resolver, tls_context
+from edgegw.http.dial import Dialer, Resolver, tls_context
 from edgegw.http.outbox import Outbox
+from edgegw.http.proxies import Proxies, Proxy
 from edgegw.http.request import Request, RequestLimits
 from edgegw.http.server import Server
 from edgegw.http.upstream import Pool, PoolLimits
