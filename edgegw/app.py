@@ -40,8 +40,9 @@ from edgegw.control.journals import Journals
 from edgegw.control.process import ControlProcess
 from edgegw.gateway import Gateway
 from edgegw.http.client_connection import Waits
-from edgegw.http.dial import Dialer, Proxies, Proxy, Resolver, tls_context
+from edgegw.http.dial import Dialer, Resolver, tls_context
 from edgegw.http.outbox import Outbox
+from edgegw.http.proxies import Proxies, Proxy
 from edgegw.http.request import Request, RequestLimits
 from edgegw.http.server import Server
 from edgegw.http.upstream import Pool, PoolLimits
@@ -50,6 +51,8 @@ from edgegw.keys.feed import KeyFeed
 from edgegw.keys.place import key_store, place_of
 from edgegw.keys.subscriber import KeySubscriber
 from edgegw.keys.table import KeyTable, settings_keys
+from edgegw.ledger.adoption import Adoption
+from edgegw.ledger.assembly import Price
 from edgegw.ledger.durable import Durable
 from edgegw.ledger.identity import identity
 from edgegw.ledger.journal import Journal
@@ -346,6 +349,27 @@ def build_books(
     return store, [PostgresUpkeep(address, known, clock, retention_s)]
 
 
+def build_adoption(settings: Settings, clock: SystemClock, state_dir: Path, price: Price) -> Adoption | None:
+    """Who ships what gateways that are gone have left, into the database that is theirs and ours."""
+    patterns, url = settings.storage.journal.adopt, settings.postgres_url
+    if not patterns or url is None:
+        return None
+    from edgegw.ledger.postgres.store import PostgresStore  # build_books has seen that it is there
+
+    address, known = parse_postgres(url.reveal()), migrations("postgres")
+    return Adoption(state_dir, patterns, lambda journal: PostgresStore(address, known, clock, journal), clock, price)
+
+
+def adoption_figures(adoption: Adoption) -> dict[Family, Callable[[], Figure]]:
+    adopted = adoption.adopted
+    return {
+        names.ADOPTED_JOURNALS: lambda: adopted.journals,
+        names.ADOPTED_ROWS: lambda: adopted.rows,
+        names.ADOPTION_FAILURES: lambda: adopted.failures,
+        names.ADOPTED_DAMAGE: lambda: {(kind,): count for kind, count in asdict(adopted.damage).items()},
+    }
+
+
 def build_control(settings: Settings, channel: socket.socket, loop: asyncio.AbstractEventLoop) -> ControlProcess:
     clock = SystemClock()
     watch = Watch(loop, clock.now)
@@ -390,6 +414,9 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     prices = PriceList(settings.prices, settings.providers.values(), shipped_prices())
     upkeeper = Upkeeper(upkeeps, clock)
     shipper = Shipper(state_dir, store, clock, prices.price, [metrics.observe])
+    adoption = build_adoption(settings, clock, state_dir, prices.price)
+    if adoption is not None:
+        metrics.add(adoption_figures(adoption))
     contents = ContentShipper(
         state_dir,
         content_store(place_of(settings), clock.wall_ns),
@@ -416,6 +443,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
         store,
         journals,
         syncer,
+        adoption,
         upkeeper,
         contents,
         server,

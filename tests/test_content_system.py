@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
+import random
 import signal
 import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -235,6 +238,12 @@ def test_what_is_too_long_is_cut(simulator: Simulator, gateway: StartGateway) ->
     assert 900 < len(reply) <= 1024
 
 
+def test_a_request_that_is_larger_than_what_may_be_pending_is_kept_as_far_as_it_goes(running: Gateway) -> None:
+    sent, answer = chat(running, "acme", "sim-tokens-24", "x" * 9_000_000)
+    assert answer.status == 200
+    assert kept(running, answer.headers["x-request-id"]) == (sent[: 64 * 1024], answer.body, 1, 0)
+
+
 def test_a_sample_is_a_sample(simulator: Simulator, gateway: StartGateway) -> None:
     running = gateway(settings(simulator, mode="sampled", sample="50%"))
     answers = [chat(running, "other", "sim-tokens-24", "hello")[1] for _ in range(40)]
@@ -335,6 +344,47 @@ def test_a_worker_killed(captured: Gateway) -> None:
     assert kept(captured, answer.headers["x-request-id"])[:2] == (sent, answer.body)
     assert not contents(captured, "SELECT 1 FROM request_contents WHERE request_id = ?", request_id)
     assert b"open when it died" not in everything(captured)
+
+
+def test_processes_killed_under_load(captured: Gateway) -> None:
+    """Workers and control process, again and again: whatever is kept is what the client was sent, and all of what was
+    answered outside the deaths is kept."""
+    heard: dict[str, tuple[bytes, bytes]] = {}
+    stop = threading.Event()
+
+    def client(number: int) -> None:
+        for turn in range(10_000):
+            if stop.is_set():
+                return
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                sent, answer = chat(captured, "acme", "sim-tokens-24", f"{number}-{turn}", stream=bool(turn % 2))
+                heard[answer.headers["x-request-id"]] = sent, answer.body
+
+    clients = [threading.Thread(target=client, args=(number,)) for number in range(4)]
+    for each in clients:
+        each.start()
+    dice = random.Random(4711)
+    try:
+        for _ in range(8):
+            time.sleep(dice.uniform(0.1, 0.5))
+            pids = [pid for pid in (captured.control_pid(), *captured.worker_pids()) if pid]
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(dice.choice(pids), signal.SIGKILL)
+    finally:
+        stop.set()
+        for each in clients:
+            each.join()
+    eventually("a control process", captured.control_pid, bool, WAIT_S)
+    until_shipped(captured)
+    found = {id_: both for id_, *both in contents(captured, "SELECT request_id, request, reply FROM request_contents")}
+    whole = {id_: list(both) for id_, both in heard.items() if id_ in found and found[id_] == list(both)}
+    different = [id_ for id_ in heard if id_ in found and id_ not in whole]
+    assert different == []
+    missing = len(heard) - len(whole)
+    assert missing <= 8 * 4  # those that a worker had just ended when it was killed
+    assert len(whole) > 100
+    metrics = ask(captured.admin_url, "GET", "/metrics").body.decode()
+    assert "edgegw_content_lost_total 0\n" in metrics
 
 
 def after(gateway: Gateway) -> tuple[bytes, Answer]:

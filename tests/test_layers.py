@@ -32,7 +32,7 @@ LAYERS: dict[int, str] = {
     1: """
         access pattern trace routing retry breaker tokens endpoints reply_fields price_table prices client_ids
         http.__init__ http.request http.chunked http.known_head http.connection http.response http.outbox http.reply
-        http.sse
+        http.proxies http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
         dialects.openai_chat_request dialects.openai_chat_messages dialects.openai_chat_reply
         dialects.openai_chat_stream dialects.openai_chat_writer dialects.texts
@@ -62,7 +62,7 @@ LAYERS: dict[int, str] = {
         ledger.segment ledger.identity ledger.room ledger.life
         ledger.journal ledger.durable ledger.syncing ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
         ledger.sqlite_retention ledger.upkeep ledger.books
-        ledger.shipper ledger.rejected ledger.telling
+        ledger.shipper ledger.adoption ledger.rejected ledger.telling
         ledger.postgres.connection ledger.postgres.schema ledger.postgres.partitions ledger.postgres.store
         ledger.postgres.upkeep
         content.files content.porter content.capture content.sqlite content.postgres content.place content.shipper
@@ -199,6 +199,7 @@ NOT_IN_THE_DATA_PLANE_OWN = (
     "content.store",
     "content.answer",
     "ledger.syncing",
+    "ledger.adoption",
     "ledger.rejected",
     "ledger.telling",
     "price",

@@ -45,7 +45,8 @@ class Capture:
         if copy.errors_only and exchange.state == "complete":
             return
         bytes_max, stored_ns = self._bytes_max, self._wall_ns()
-        prompt = request.body
+        prompt = request.body[:bytes_max]
+        cut = len(request.body) > bytes_max
 
         def make() -> bytes:
             reply, chunked = behind_head(copy.sent)
@@ -55,8 +56,8 @@ class Capture:
                 stored_ns,
                 exchange.dialect,
                 exchange.stream,
-                prompt[:bytes_max],
-                len(prompt) > bytes_max,
+                prompt,
+                cut,
                 reply[:bytes_max],
                 copy.cut or len(reply) > bytes_max,
                 chunked,

@@ -13,7 +13,8 @@ from queue import Empty, SimpleQueue
 
 from edgegw.content.files import Tray
 
-# Handed over and not put down yet, in bytes: at most so much is lost with the worker, and held in its memory.
+# Handed over and not put down yet, in bytes: at most so much is lost with the worker, and held in its memory. (A single
+# exchange may be larger.)
 PENDING_BYTES_MAX = 8 * 1024 * 1024
 # For a disk that does not answer when the worker is to end.
 CLOSE_WAIT_S = 2.0
@@ -40,7 +41,8 @@ class Porter:
 
     def take(self, name: str, size: int, make: Callable[[], bytes]) -> None:
         """Puts down under `name` what `make` returns, soon; `size` is about how many bytes that is."""
-        if self._taken_bytes - self._done_bytes + size > PENDING_BYTES_MAX:
+        pending_bytes = self._taken_bytes - self._done_bytes
+        if pending_bytes and pending_bytes + size > PENDING_BYTES_MAX:
             self._left_behind += 1
             return
         self._taken_bytes += size
