@@ -84,6 +84,11 @@ def open_books(config: str | None, db: str | None) -> Books:
     return SqliteBooks(path, migrations("sqlite"))
 
 
+def state_dir_of(config: str | None) -> Path:
+    """Where the gateway of these settings keeps its journals."""
+    return Path(settings_for_reading(config).server.state_dir)
+
+
 def settings_for_reading(config: str | None) -> Settings:
     """The settings for a command that only wants to know where things are. That takes no keys, and so none must be set
     for it: what stands in for them is not used."""

@@ -44,7 +44,7 @@ LAYERS: dict[int, str] = {
         limits.redis.__init__ limits.redis.keys limits.redis.script limits.redis.absence limits.redis.tab
         limits.rules limits.holdings limits.turns
         ledger.__init__ ledger.record ledger.encoding ledger.store ledger.usage ledger.assembly
-        ledger.questions ledger.tables
+        ledger.questions ledger.tables ledger.verify.__init__ ledger.verify.findings ledger.verify.rules
         telemetry.__init__ telemetry.names
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
@@ -58,6 +58,7 @@ LAYERS: dict[int, str] = {
         limits.redis.authority
         ledger.segment ledger.identity ledger.journal ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
         ledger.sqlite_retention ledger.upkeep ledger.books
+        ledger.verify.kept ledger.verify.lives ledger.verify.rows ledger.verify.verify
         ledger.shipper
         telemetry.metrics
         simulator.rules_file
@@ -102,6 +103,13 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "http.client_connection": ("errand",),  # a handler is run on the spot until it has to wait
     "leg": ("errand", "http.watch"),  # the end of a leg wakes its request; its waits are the watch's
     "relay": ("leg", "http.watch"),  # a leg that streams
+    # What is verified is the ledger: a package of its own, within it.
+    "ledger.verify.findings": ("ledger.tables",),
+    "ledger.verify.rules": ("ledger.questions", "ledger.usage"),
+    "ledger.verify.kept": ("ledger.journal", "ledger.segment"),
+    "ledger.verify.lives": ("ledger.books",),
+    "ledger.verify.rows": ("ledger.books",),
+    "ledger.verify.verify": ("ledger.books", "ledger.identity", "ledger.journal"),
     "keys.sqlite": ("ledger.schema", "ledger.sqlite_file"),  # one database, one schema
     "keys.subscriber": ("channel",),  # hears of keys over the channel
     "keys.feed": ("channel", "channel_server"),  # … and says them to every worker
