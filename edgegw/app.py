@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ from edgegw.channel import ChannelClient
 from edgegw.channel_server import ChannelServer
 from edgegw.child import Lifeline
 from edgegw.control.admin import Admin, admin_gate
+from edgegw.control.journals import Journals
 from edgegw.control.process import ControlProcess
 from edgegw.gateway import Gateway
 from edgegw.http.client_connection import Waits
@@ -43,7 +45,7 @@ from edgegw.keys.sqlite import SqliteKeys
 from edgegw.keys.subscriber import KeySubscriber
 from edgegw.keys.table import KeyTable, settings_keys
 from edgegw.ledger.identity import identity
-from edgegw.ledger.journal import JOURNAL_DIR, Journal, bytes_on_disk
+from edgegw.ledger.journal import Journal
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
@@ -138,6 +140,7 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         pid=os.getpid(),
         segment_bytes=journal_settings.segment_bytes,
         bytes_max=journal_settings.bytes_max,
+        when_full=journal_settings.when_full,
     )
     channel = ChannelClient(str(state_dir / "control.sock"), slot, os.getpid())
     tally_file = tally.path(state_dir, slot, os.getpid())
@@ -303,6 +306,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     memory = MemoryFile(state_dir, in_memory, channel_server.unspent) if shared is None else None
     if memory is not None:
         memory.load()
+    journals = Journals(channel_server, state_dir, settings.storage.journal)
     shipper: Shipper
     metrics = Metrics(
         {
@@ -312,7 +316,11 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
             names.LEDGER_ERRORS: lambda: shipper.tally.errors,
             names.LEDGER_UPKEEP_ERRORS: lambda: upkeeper.tally.errors,
             names.LEDGER_INTERRUPTED: lambda: shipper.tally.interrupted,
-            names.JOURNAL_BYTES: lambda: bytes_on_disk(state_dir / JOURNAL_DIR),
+            names.LEDGER_DAMAGE: lambda: {(kind,): count for kind, count in asdict(shipper.tally.damage).items()},
+            names.JOURNAL_BYTES: journals.bytes,
+            names.JOURNAL_TROUBLE: journals.troubled,
+            names.JOURNAL_DROPPED: journals.dropped,
+            names.JOURNAL_LOST: journals.lost,
         }
     )
     known = migrations("sqlite")
@@ -340,6 +348,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
         shared,
         shipper,
         store,
+        journals,
         upkeeper,
         server,
         keys,

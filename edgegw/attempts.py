@@ -22,7 +22,7 @@ from edgegw.exchange import Attempt, AttemptKind, Exchange, Route, Target, Usage
 from edgegw.http.reply import Reply
 from edgegw.http.upstream import Pool
 from edgegw.http.watch import Watch
-from edgegw.ledger.journal import JournalFull
+from edgegw.ledger.room import JournalFull
 from edgegw.leg import Leg, LegWaits, PlainLeg
 from edgegw.providers.base import Provider
 from edgegw.relay import StreamLeg

@@ -79,7 +79,20 @@ class KeysComplete(msgspec.Struct, array_like=True, tag=21, gc=False):
     version: int
 
 
-Message = Want | Offer | GiveBack | Spent | Recall | Hello | Ready | Shares | Drain | KeyIs | KeysComplete
+class JournalIs(msgspec.Struct, array_like=True, tag=22, gc=False):
+    """Worker: how its journal is (ledger/journal.py). `state` is `ok`, `full` or `failing`, `reason` says why in words;
+    the rest counts from the start of the worker. Said at the start of a connection and whenever it changes: over the
+    channel, because a journal without room cannot say it itself."""
+
+    state: str
+    reason: str
+    refusing: bool
+    dropped: int
+    dropped_refusals: int
+    lost: int
+
+
+Message = Want | Offer | GiveBack | Spent | Recall | Hello | Ready | Shares | Drain | KeyIs | KeysComplete | JournalIs
 M = TypeVar("M", bound=Message)
 
 

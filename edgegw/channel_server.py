@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgegw.channel import HELLO_WITHIN_S, VERSION, ChannelError, Hello, Link, Message, Ready, Shares
+from edgegw.channel import HELLO_WITHIN_S, VERSION, ChannelError, Hello, JournalIs, Link, Message, Ready, Shares
 from edgegw.limits import tally
 from edgegw.limits.authority import Authority
 from edgegw.limits.holdings import Holdings
@@ -40,6 +40,7 @@ class ChannelServer:
         self.links: set[ControlLink] = set()  # that said hello
         self.slow_readers = 0  # cut off so far
         self.on_joined: list[Callable[[ControlLink], None]] = []  # called with each worker that has said hello
+        self.on_left: list[Callable[[ControlLink], None]] = []  # called with each of them when it has gone
         self._sock = sock
         self._accepted: set[ControlLink] = set()
         self._server: asyncio.AbstractServer | None = None
@@ -97,6 +98,8 @@ class ChannelServer:
             self.links.discard(link)
             for other in self.links:
                 other.tell_shares()
+            for handler in self.on_left:
+                handler(link)
 
     def accepted(self, link: ControlLink) -> None:
         self._accepted.add(link)
@@ -117,7 +120,9 @@ class ControlLink(Link):
             GiveBack: self._give_back,
             Spent: self._spent,
             Recall: self._recall,
+            JournalIs: self._journal_is,
         }
+        self.journal: JournalIs | None = None  # as the worker said last
         self.hello: Hello | None = None
         self.gone: asyncio.Future[None] = loop.create_future()
         self._room = asyncio.Event()
@@ -204,6 +209,9 @@ class ControlLink(Link):
 
     def _spent(self, message: Spent) -> None:
         self._authority.spent(message.meter, message.amount)
+
+    def _journal_is(self, message: JournalIs) -> None:
+        self.journal = message
 
     def _recall(self, message: Recall) -> None:
         self._authority.recall(message.meter, message.level)

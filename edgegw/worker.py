@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgegw.attempts import Attempts, Upstream
-from edgegw.channel import ChannelClient, Drain
+from edgegw.channel import Channel, ChannelClient, Drain, JournalIs
 from edgegw.child import Lifeline
 from edgegw.clock import Clock
 from edgegw.gateway import Gateway
@@ -24,7 +24,7 @@ from edgegw.keys.subscriber import KeySubscriber
 from edgegw.ledger.journal import Journal
 from edgegw.limits.limiter import Limiter
 
-# Once a second: the gauges. Four times: a next segment for the journal, ahead of need.
+# Once a second: the gauges. Four times: a next segment for the journal, ahead of need, and how it is.
 VITALS_EVERY_S = 1.0
 PREPARE_EVERY_S = 0.25
 # How long the first request may wait for the control process, so that it finds its limits there.
@@ -36,6 +36,26 @@ CANCEL_WAIT_S = 1.0
 # How often a worker that drains looks whether it is done.
 IDLE_POLL_S = 0.01
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class JournalTeller:
+    """Says over the channel how the journal is, when it is news to the other end."""
+
+    def __init__(self, channel: Channel, journal: Journal) -> None:
+        self._channel = channel
+        self._journal = journal
+        self._told: JournalIs | None = None
+        channel.on_closed(self._forget)
+
+    def tell(self) -> None:
+        journal, trouble = self._journal, self._journal.trouble
+        state, reason = ("ok", "") if trouble is None else (trouble.state, trouble.reason)
+        word = JournalIs(state, reason, journal.full, journal.dropped, journal.dropped_refusals, journal.lost)
+        if word != self._told and self._channel.send(word):
+            self._told = word
+
+    def _forget(self) -> None:
+        self._told = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +87,15 @@ class Worker:
         if await self.channel.wait_open(CHANNEL_WAIT_S) and self.keys is not None:
             await self.keys.wait_complete(KEYS_WAIT_S)
         await self.server.listen(listening)
-        vitals = loop.create_task(self._tell_vitals())
+        teller = JournalTeller(self.channel, self.journal)
+        vitals = loop.create_task(self._tell_vitals(teller))
         lifeline.ready()
         await told_to_go.wait()
         loop.remove_reader(lifeline.fd)
         await self._drain()
         vitals.cancel()
         self.limiter.close()
+        teller.tell()
         await self.channel.close()
         for upstream in self.upstreams.values():
             await upstream.pool.close()
@@ -98,7 +120,7 @@ class Worker:
         while server.in_work and now() < until_s:  # noqa: ASYNC110 (an event would cost every request)
             await asyncio.sleep(IDLE_POLL_S)
 
-    async def _tell_vitals(self) -> None:
+    async def _tell_vitals(self, teller: JournalTeller) -> None:
         now = self.clock.now
         due_s = now() + VITALS_EVERY_S
         while True:
@@ -106,6 +128,7 @@ class Worker:
             await asyncio.sleep(PREPARE_EVERY_S)
             lag_s = now() - asked_s - PREPARE_EVERY_S
             self.journal.prepare()
+            teller.tell()
             if now() >= due_s:
                 due_s += VITALS_EVERY_S
                 self.journal.vitals(self._gauges(lag_s), self.clock.wall_ns())
@@ -122,7 +145,6 @@ class Worker:
             "loop_lag_seconds": lag_s,
             "resident_bytes": resident_bytes(),
             "limits_degraded": float(self.limiter.degraded),
-            "journal_full": float(self.journal.full),
         }
 
 

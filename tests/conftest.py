@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 import uvloop
@@ -30,3 +31,10 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"uvloop": uvloop.new_event_loop}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m "not system"`, modules that are for real processes as a whole are not even imported: some load SDKs."""
+    if config.getoption("markexpr") != "not system" or collection_path.suffix != ".py":
+        return None
+    return "\npytestmark = pytest.mark.system\n" in collection_path.read_text("utf-8") or None

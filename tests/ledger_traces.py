@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
@@ -20,6 +19,7 @@ from edgegw.ledger.segment import SEGMENT_BYTES_MIN
 from edgegw.ledger.shipper import Observer, Shipper
 from edgegw.ledger.sqlite import SqliteStore
 from edgegw.ledger.store import Position, Store
+from edgegw.settings import WhenFull
 
 WALL_NS = 1_750_000_000_000_000_000
 JOURNAL_ID = "00000000000000aa"
@@ -86,8 +86,16 @@ def play(
     return exchange
 
 
-def open_journal(state_dir: Path, life: int = 1, *, bytes_max: int = 1 << 30, segment_bytes: int = 0) -> Journal:
+def open_journal(
+    state_dir: Path,
+    life: int = 1,
+    *,
+    bytes_max: int = 1 << 30,
+    segment_bytes: int = 0,
+    when_full: WhenFull = "refuse",
+) -> Journal:
     """Small segments, so that a few hundred records fill one."""
+    state_dir.mkdir(parents=True, exist_ok=True)
     return Journal.open(
         state_dir,
         0,
@@ -95,15 +103,15 @@ def open_journal(state_dir: Path, life: int = 1, *, bytes_max: int = 1 << 30, se
         pid=1000 + life,
         bytes_max=bytes_max,
         segment_bytes=segment_bytes or SEGMENT_BYTES_MIN,
+        when_full=when_full,
     )
 
 
 def die(journal: Journal) -> None:
     """What the kernel does for a process that is killed: the lock goes, the pages stay, nothing is said."""
-    os.close(journal._lock_fd)
-    journal._current.close()
-    if journal._spare is not None:
-        journal._spare.close()
+    for part in (journal._life, journal._current, journal._spare):
+        if part is not None:
+            part.close()
 
 
 def life_dir(state_dir: Path) -> Path:

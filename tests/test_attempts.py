@@ -20,7 +20,7 @@ from edgegw.http.outbox import Outbox
 from edgegw.http.reply import Reply
 from edgegw.http.request import Request
 from edgegw.http.watch import Watch
-from edgegw.ledger.journal import JournalFull
+from edgegw.ledger.room import DISK_FULL, JournalFull
 from edgegw.leg import Leg, LegWaits
 from edgegw.providers import registry
 from edgegw.retry import RetryBudget
@@ -44,7 +44,7 @@ class Books:
 
     def begin(self, exchange: Exchange, attempt: Attempt) -> None:
         if self.full:
-            raise JournalFull
+            raise JournalFull(DISK_FULL)
         self.lines.append(("begin", attempt.number, None))
 
     def try_(self, exchange: Exchange, attempt: Attempt) -> None:

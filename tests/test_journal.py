@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,13 @@ from ledger_traces import (
 )
 
 from edgegw.ledger import journal as journal_module
-from edgegw.ledger.journal import Journal, JournalError, JournalFull, bytes_on_disk
-from edgegw.ledger.reader import Damage
+from edgegw.ledger import life as life_module
+from edgegw.ledger.journal import Journal
+from edgegw.ledger.reader import Damage, Reader
 from edgegw.ledger.record import AttemptRecord, Begin, End, Try, Vitals
+from edgegw.ledger.room import AT_THE_BOUND, DISK_FULL, JournalFull, Trouble, bytes_on_disk
 from edgegw.ledger.segment import SEGMENT_BYTES_MIN, segment_name
+from edgegw.settings import WhenFull
 
 SEGMENT_BYTES = 36_864  # SEGMENT_BYTES_MIN in whole pages
 
@@ -45,7 +49,7 @@ def test_the_records_of_an_exchange_come_out_in_their_order(tmp_path: Path) -> N
     assert exchange.begun
     vitals = records[-1]
     assert isinstance(vitals, Vitals)
-    assert vitals.gauges == {"in_flight": 1, "journal_records": 5, "journal_dropped": 0, "journal_lost": 0}
+    assert vitals.gauges == {"in_flight": 1, "journal_records": 5}
 
 
 def test_every_life_has_its_own_directory_which_says_whose_it_is(tmp_path: Path) -> None:
@@ -100,6 +104,10 @@ def is_full(journal: Journal) -> bool:
     return journal.full
 
 
+def trouble(journal: Journal) -> Trouble | None:
+    return journal.trouble
+
+
 def fill(journal: Journal) -> int:
     """Exchanges until the journal is full."""
     number = 0
@@ -124,7 +132,8 @@ def test_at_the_bound_nothing_begins_and_what_has_begun_is_written(tmp_path: Pat
     assert not late.begun
     journal.end(make_exchange(9998))  # refused: never begun
     journal.vitals({"in_flight": 30}, WALL_NS)
-    assert journal.dropped == 1
+    assert (journal.dropped, journal.dropped_refusals) == (0, 1)
+    assert journal.trouble == AT_THE_BOUND
     for exchange in going:
         finish(exchange.attempts[0])
         journal.attempt(exchange, exchange.attempts[0])
@@ -165,7 +174,7 @@ def test_room_on_the_disk_ends_the_fullness(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_full_is_a_full_journal_until_it_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    allocate = journal_module._allocate
+    allocate = life_module.allocate
 
     def no_space(fd: int, size: int) -> None:
         os.ftruncate(fd, 4096)  # as far as it got
@@ -174,8 +183,9 @@ def test_a_disk_that_is_full_is_a_full_journal_until_it_is_not(tmp_path: Path, m
     journal = open_journal(tmp_path)
     begun = make_exchange(1)
     journal.begin(begun, make_attempt(begun))
-    monkeypatch.setattr(journal_module, "_allocate", no_space)
+    monkeypatch.setattr(life_module, "allocate", no_space)
     fill(journal)
+    assert trouble(journal) == DISK_FULL
     assert segments(tmp_path) == ["00000001.seg", "00000002.seg"]
     for _ in range(1000):
         journal.attempt(begun, begun.attempts[0])
@@ -183,7 +193,7 @@ def test_a_disk_that_is_full_is_a_full_journal_until_it_is_not(tmp_path: Path, m
     journal.end(begun)
     assert journal.lost > 0  # the one case: no disk, and the reserve used up
     lost = journal.lost
-    monkeypatch.setattr(journal_module, "_allocate", allocate)
+    monkeypatch.setattr(life_module, "allocate", allocate)
     journal.prepare()
     assert not journal.full
     journal.end(begun)
@@ -216,20 +226,161 @@ def test_where_blocks_cannot_be_reserved_they_are_written(tmp_path: Path, monkey
     assert len(read_all(tmp_path)[0]) == 3
 
 
+def start_anywhere(state_dir: Path, when_full: WhenFull = "refuse") -> Journal:
+    """A worker's journal, whatever there is."""
+    return Journal.open(
+        state_dir, 0, wall_ns=WALL_NS, pid=7, segment_bytes=SEGMENT_BYTES_MIN, bytes_max=1 << 30, when_full=when_full
+    )
+
+
+def test_a_worker_without_a_state_directory_says_so_and_begins_when_there_is_one(tmp_path: Path) -> None:
+    state_dir = tmp_path / "state"
+    journal = start_anywhere(state_dir)
+    assert trouble(journal) == Trouble("failing", "the state directory is gone")
+    assert is_full(journal)
+    exchange = make_exchange(1)
+    with pytest.raises(JournalFull, match="is gone"):
+        journal.begin(exchange, make_attempt(exchange))
+    journal.end(make_exchange(2))
+    journal.vitals({}, WALL_NS)
+    assert (journal.dropped_refusals, journal.lost) == (1, 0)
+    journal.prepare()
+    assert is_full(journal)
+    state_dir.mkdir()
+    journal.prepare()
+    assert trouble(journal) is None
+    play(journal, 3)
+    journal.close()
+    records, damage = read_all(state_dir)
+    assert [record.seq for record in records] == [1, 2, 3]
+    assert damage == Damage()
+
+
 def test_a_state_directory_that_is_none_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(JournalError, match="cannot open the journal"):
-        open_journal(tmp_path / "file")
+    journal = start_anywhere(tmp_path / "file")
+    assert trouble(journal) == Trouble("failing", "the state directory is gone")
+    journal.close()
 
 
-def test_a_disk_without_room_for_one_segment_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, DISK_FULL),
+        (errno.EDQUOT, DISK_FULL),
+        (errno.EROFS, Trouble("failing", "the disk is read-only")),
+        (errno.EACCES, Trouble("failing", "the state directory may not be written to")),
+        (errno.EIO, Trouble("failing", "the disk fails")),
+        (errno.EMFILE, Trouble("failing", "the state directory cannot be used: Too many open files")),
+    ],
+)
+@pytest.mark.parametrize("when", ["from the start", "later"])
+def test_whatever_the_disk_says_the_policy_goes_on_until_it_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: Trouble, when: str
+) -> None:
+    opened = os.open
+
+    def failing(path: Path, flags: int, *arguments: int, **named: int) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, flags, *arguments, **named)
+
+    journal = open_journal(tmp_path) if when == "later" else None
+    monkeypatch.setattr(os, "open", failing)
+    if journal is None:
+        journal = start_anywhere(tmp_path)
+        for _ in range(3):
+            journal.prepare()
+        assert list((tmp_path / "journal").iterdir()) == []  # tries leave nothing behind
+    else:
+        fill(journal)
+    assert trouble(journal) == said
+    assert str(tmp_path) not in said.reason
+    monkeypatch.setattr(os, "open", opened)
+    journal.prepare()
+    assert trouble(journal) is None
+    play(journal, 1)
+    journal.close()
+    assert read_all(tmp_path)[1] == Damage()
+
+
+def test_a_disk_without_room_for_one_segment_leaves_no_life_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_space(fd: int, size: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(journal_module, "_allocate", no_space)
-    with pytest.raises(JournalError, match="No space left"):
-        open_journal(tmp_path)
-    assert segments(tmp_path) == []
+    monkeypatch.setattr(life_module, "allocate", no_space)
+    journal = start_anywhere(tmp_path)
+    journal.prepare()
+    assert trouble(journal) == DISK_FULL
+    assert list((tmp_path / "journal").iterdir()) == []
+
+
+def test_files_that_were_deleted_are_noticed_and_made_anew(tmp_path: Path) -> None:
+    state_dir = tmp_path / "state"
+    journal = open_journal(state_dir)
+    begun = play(journal, 1)
+    shutil.rmtree(state_dir)
+    journal.prepare()
+    assert trouble(journal) == Trouble("failing", "the state directory is gone")
+    journal.end(begun)
+    assert journal.lost == 1  # into deleted files nothing is written
+    state_dir.mkdir()
+    journal.prepare()
+    assert trouble(journal) is None
+    play(journal, 2)
+    journal.close()
+    records, damage = read_all(state_dir)
+    assert [record.seq for record in records] == [1, 2, 3]
+    assert damage == Damage()
+
+
+def test_a_directory_that_was_away_is_gone_on_with(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path / "state")
+    reader = Reader(tmp_path / "state", {}, Damage())
+    play(journal, 1)
+    assert sum(len(records) for _, records in reader.read(100)) == 3
+    (tmp_path / "state").rename(tmp_path / "away")
+    journal.prepare()
+    assert is_full(journal)
+    assert not list(reader.read(100))
+    (tmp_path / "away").rename(tmp_path / "state")
+    journal.prepare()
+    play(journal, 2)
+    journal.close()
+    assert [record.seq for _, records in reader.read(100) for record in records] == [4, 5, 6]
+    assert [life.drained for life in reader.lives.values()] == [True]
+    reader.close()
+
+
+def test_what_is_dropped_is_dropped_whole_and_counted(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path, bytes_max=3 * SEGMENT_BYTES, when_full="drop")
+    number = 0
+    while trouble(journal) is None:
+        number += 1
+        play(journal, number)
+    assert not is_full(journal)  # nobody is refused
+    begun = number * 3
+    started = make_exchange(9000)
+    for late in range(9001, 9011):
+        assert not play(journal, late, failures=1).begun
+    journal.begin(started, make_attempt(started))
+    journal.end(make_exchange(9100))
+    assert (journal.dropped, journal.dropped_refusals, journal.lost) == (11, 1, 0)
+    (life_dir(tmp_path) / segment_name(1)).rename(tmp_path / segment_name(1))
+    journal.prepare()
+    assert trouble(journal) is None
+    finish(started.attempts[0])
+    conclude(started)
+    journal.end(started)  # not half of it, although there is room now
+    play(journal, 9200)
+    journal.close()
+    (tmp_path / segment_name(1)).rename(life_dir(tmp_path) / segment_name(1))
+    records, damage = read_all(tmp_path)
+    assert len(records) == begun + 3
+    assert damage == Damage()
+    assert (journal.dropped, journal.dropped_refusals, journal.lost) == (11, 1, 0)
 
 
 def test_a_segment_holds_at_least_the_longest_record(tmp_path: Path) -> None:

@@ -76,24 +76,24 @@ async def test_a_reader_sees_what_another_process_changed(reader: SqliteKeys, wr
 
 
 ENDS = st.none() | st.integers(1, 100)
-KEY = new_key()
 
 
-@given(st.lists(st.tuples(ENDS, ENDS), min_size=1, max_size=8))
-def test_an_end_that_is_set_only_comes_nearer(
-    tmp_path_factory: pytest.TempPathFactory, ends: list[tuple[int | None, int | None]]
-) -> None:
-    async def play() -> Key:
-        store = sqlite_keys(tmp_path_factory.mktemp("ends") / "books.db")
-        for expires_ns, revoked_ns in ends:
-            await store.write([replace(KEY, expires_ns=expires_ns, revoked_ns=revoked_ns)])
-        (key,) = (await store.changes(0)).keys
-        await store.close()
-        return key
+def test_an_end_that_is_set_only_comes_nearer(path: Path) -> None:
+    with asyncio.Runner() as runner:
+        store = sqlite_keys(path)
 
-    key = asyncio.run(play())
-    assert key.expires_ns == min((end for end, _ in ends if end is not None), default=None)
-    assert key.revoked_ns == min((end for _, end in ends if end is not None), default=None)
+        @given(st.lists(st.tuples(ENDS, ENDS), min_size=1, max_size=8))
+        def law(ends: list[tuple[int | None, int | None]]) -> None:
+            fresh = new_key()
+            before = runner.run(store.changes(0)).version
+            for expires_ns, revoked_ns in ends:
+                runner.run(store.write([replace(fresh, expires_ns=expires_ns, revoked_ns=revoked_ns)]))
+            (key,) = runner.run(store.changes(before)).keys
+            assert key.expires_ns == min((end for end, _ in ends if end is not None), default=None)
+            assert key.revoked_ns == min((end for _, end in ends if end is not None), default=None)
+
+        law()
+        runner.run(store.close())
 
 
 async def test_nothing_of_a_key_but_its_limits_and_its_ends_can_be_changed(writer: SqliteKeys) -> None:

@@ -56,7 +56,8 @@ LAYERS: dict[int, str] = {
         limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
         limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.replicas
         limits.redis.authority
-        ledger.segment ledger.identity ledger.journal ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
+        ledger.segment ledger.identity ledger.room ledger.life
+        ledger.journal ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
         ledger.sqlite_retention ledger.upkeep ledger.books
         ledger.verify.kept ledger.verify.lives ledger.verify.rows ledger.verify.verify
         ledger.shipper
@@ -65,7 +66,7 @@ LAYERS: dict[int, str] = {
     """,
     3: """
         gateway attempts phases
-        control.__init__ control.admin control.process
+        control.__init__ control.admin control.journals control.process
         simulator.server
     """,
     4: """

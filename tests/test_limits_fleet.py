@@ -341,7 +341,7 @@ async def test_tokens_per_minute_stay_within_the_limit_and_its_refill(
 
 @pytest.mark.parametrize("memory", ["none", "of a moment ago", "saved as it left"])
 @given(script=steps("kill", "save", "restart", "restart", least=20))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 async def test_a_restart_forgets_nothing_that_was_used(memory: str, script: list[tuple[str, int, int]]) -> None:
     """Everything arrives at once here, so that what the workers remember is all there is to know. What a worker used
     that is gone only the memory knows, and only when it is young."""

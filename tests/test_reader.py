@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +16,15 @@ from ledger_traces import WALL_NS, die, life_dir, make_attempt, make_exchange, o
 
 from edgegw.ledger.encoding import encode_attempt
 from edgegw.ledger.journal import Journal
-from edgegw.ledger.reader import BAD_LOOKS_MAX, Damage, LifeReader, Reader
+from edgegw.ledger.reader import (
+    BAD_LOOKS_MAX,
+    CLEAR_EVERY_LOOKS,
+    FAILED_LOOKS_MAX,
+    PAGE_BYTES,
+    Damage,
+    LifeReader,
+    Reader,
+)
 from edgegw.ledger.record import AttemptRecord, Begin, End, Record, decoder
 from edgegw.ledger.segment import (
     FORMAT,
@@ -394,6 +405,78 @@ def test_no_damage_makes_the_reader_raise_hang_or_repeat(
     records, _ = read_all(state_dir)
     assert sorted(set(seqs(records))) == seqs(records)
     assert len(records) <= 390
+
+
+def test_a_disk_that_fails_for_a_while_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead_life(tmp_path)
+    damage = Damage()
+    reader = Reader(tmp_path, {}, damage)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", fails_at({0, 1}))
+        for _ in range(FAILED_LOOKS_MAX - 1):
+            assert not list(reader.read(1000))
+    assert seqs([record for _, records in reader.read(1000) for record in records]) == list(range(1, 13))
+    assert damage == Damage(failed=FAILED_LOOKS_MAX - 1)
+    reader.close()
+
+
+def test_a_page_that_the_disk_does_not_give_costs_the_records_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead_life(tmp_path, 40)
+    on_it = [
+        number
+        for number, (start, stop) in enumerate(frames(segment_file(tmp_path)), 1)
+        if stop > PAGE_BYTES and start < 2 * PAGE_BYTES
+    ]
+    damage = Damage()
+    reader = Reader(tmp_path, {}, damage)
+    monkeypatch.setattr(os, "pread", fails_at({1}))
+    read: list[int] = []
+    for _ in range(FAILED_LOOKS_MAX + 3):
+        read += seqs([record for _, records in reader.read(1000) for record in records])
+    assert read == [seq for seq in range(1, 121) if seq not in on_it]
+    assert (damage.gaps, damage.torn) == (len(on_it), 1)
+    (life,) = reader.lives.values()
+    assert life.drained
+    reader.close()
+
+
+def fails_at(pages: set[int]) -> Callable[[int, int, int], bytes]:
+    """A pread for which these pages of every segment are lost."""
+    pread = os.pread
+
+    def failing(fd: int, size: int, at: int) -> bytes:
+        if any(page in pages for page in range(at // PAGE_BYTES, (at + size - 1) // PAGE_BYTES + 1)):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(fd, size, at)
+
+    return failing
+
+
+def test_what_cannot_be_deleted_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead_life(tmp_path, 300)
+    reader = Reader(tmp_path, {}, Damage())
+    while list(reader.read(1000)):
+        pass
+    (life,) = reader.lives.values()
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", read_only)
+        patch.setattr(os, "rmdir", read_only)
+        life.release(life.position)
+        reader.remove(life.name)
+        for _ in range(CLEAR_EVERY_LOOKS + 1):
+            assert not list(reader.read(1000))
+    assert not reader.lives
+    assert life_dir(tmp_path).exists()
+    for _ in range(CLEAR_EVERY_LOOKS):
+        reader.discover()
+    assert not list((tmp_path / "journal").iterdir())
+    reader.close()
 
 
 def test_a_time_is_known_when_a_life_ends(tmp_path: Path) -> None:

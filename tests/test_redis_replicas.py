@@ -41,6 +41,7 @@ def test_a_place_that_cannot_be_written_is_told_once_and_harms_nobody(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
+@pytest.mark.system
 async def test_a_gateway_that_starts_while_redis_is_away_grants_its_share_only(tmp_path: Path) -> None:
     ReplicasFile(tmp_path).keep(4)
     with socket.socket() as nobody:  # bound, and nobody listens

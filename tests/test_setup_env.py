@@ -106,6 +106,7 @@ def test_keys_from_the_environment(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [".env", ".env.example", "setup-env.sh"]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("key", NASTY)
 def test_a_key_survives_both_readers(folder: Path, key: str) -> None:
     ran = run(folder, OPENAI_API_KEY=key)

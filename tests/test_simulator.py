@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import anthropic
-import openai
 import pytest
 import pytest_asyncio
 from hypothesis import given
@@ -639,7 +637,10 @@ async def test_bad_http_is_refused(client: Client) -> None:
     assert (await client.rest()).startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.system
 async def test_the_openai_sdk_takes_it_for_real(simulator: Simulator) -> None:
+    import openai
+
     async with openai.AsyncOpenAI(base_url=f"{simulator.url}/v1", api_key="k", max_retries=0) as sdk:
         async with sdk.chat.completions.stream(
             model="m",
@@ -658,7 +659,10 @@ async def test_the_openai_sdk_takes_it_for_real(simulator: Simulator) -> None:
         assert caught.value.response.headers["retry-after-ms"] == "2500"
 
 
+@pytest.mark.system
 async def test_the_anthropic_sdk_takes_it_for_real(simulator: Simulator) -> None:
+    import anthropic
+
     async with anthropic.AsyncAnthropic(base_url=simulator.url, api_key="k", max_retries=0) as sdk:
         plain = await sdk.messages.create(**messages_body())
         async with sdk.messages.stream(**messages_body()) as stream:

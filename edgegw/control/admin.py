@@ -1,8 +1,9 @@
 """What the admin port serves: is the process alive, is the gateway ready, and the metrics.
 
 Liveness depends on nothing but the loop that answers. Readiness says whether traffic should come here: a worker is
-connected and nobody is draining; the state of the ledger and of the limits' authority is told in the details, and does
-not make a gateway unready (a database that is away would then take every replica out at once).
+connected, nobody is draining, and not every worker refuses what comes (journals.py says when). The state of the
+database and of the limits' authority is told in the details, and does not make a gateway unready (a database that is
+away would then take every replica out at once).
 """
 
 from __future__ import annotations

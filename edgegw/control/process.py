@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from edgegw.channel_server import ChannelServer
 from edgegw.control.admin import Readiness
+from edgegw.control.journals import Journals
 from edgegw.http.server import Server
 from edgegw.http.watch import Watch
 from edgegw.keys.feed import KeyFeed
@@ -53,6 +54,7 @@ class ControlProcess:
     shared: SharedLimits | None
     shipper: Shipper
     store: Store
+    journals: Journals
     upkeeper: Upkeeper
     admin: Server
     keys: KeyFeed | None  # None: nobody needs a key
@@ -102,7 +104,7 @@ class ControlProcess:
         return code
 
     def readiness(self) -> Readiness:
-        """A worker is there to take requests. What else is wrong is told, and takes nobody out of service."""
+        """A worker is there and takes requests. What else is wrong is told, and takes nobody out of service."""
         workers = self.channel.workers
         tally = self.shipper.tally
         details: dict[str, Any] = {
@@ -113,10 +115,11 @@ class ControlProcess:
                 "lag_seconds": round(self.shipper.lag_s, 3),
                 "rows": tally.rows,
             },
+            "journal": self.journals.details(),
         }
         if self.keys is not None:
             details["keys"] = self.keys.details()
-        return Readiness(bool(workers), details)
+        return Readiness(bool(workers) and not self.journals.refusing, details)
 
 
 async def _end(feeding: asyncio.Task[None]) -> int:

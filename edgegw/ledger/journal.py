@@ -1,28 +1,24 @@
 """The journal of one worker: records appended to mapped, preallocated files, without a system call and without a wait.
 
-    state_dir/journal/<slot>-<pid>-<nanoseconds>/       one directory per life of a worker
-        life.json                                       who writes here; locked (flock) for as long as the worker lives
-        00000001.seg, 00000002.seg, …                   see segment.py
+What is in a mapped page survives the death of the process (kill -9 as well); that of the machine only as far as
+`storage.journal.sync` says (sync.py, durable.py). Where the files are, and how a reader knows that their writer is
+gone, is told in life.py.
 
-What is in a mapped page survives the death of the process (kill -9 as well), not that of the machine. The lock is how
-a reader knows that a life is over: the kernel drops it with the process, whatever its pid is reused for.
-
-The next segment is always made ahead. When it cannot be made (disk full, `bytes_max` reached) the journal is `full`:
-nothing new may begin, and what is left of the current segment, at least half of it, is kept for the records of
-exchanges that have begun. `bytes_max` bounds all journals below state_dir together; each worker may be one segment
-beyond it.
+The next segment is always made ahead. When it cannot be made (disk full, `bytes_max` reached, the disk read-only) or
+the files are no longer where a reader looks for them, the journal is in `trouble`: no exchange begins in it, and what
+is left of the current segment, at least half of it, is kept for the records of exchanges that have begun. What becomes
+of the others is `when_full`: refused by the gateway (`full`), or served without a record and counted (`dropped`).
+`prepare` finds out that it is over. `bytes_max` bounds all journals below state_dir together; each worker may be one
+segment beyond it.
 
 Knows nothing of the control process, which reads and deletes segments (reader.py).
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import json
+import logging
 import mmap
-import os
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 from zlib import crc32
@@ -30,18 +26,10 @@ from zlib import crc32
 from edgegw.exchange import Attempt, Exchange
 from edgegw.ledger import segment
 from edgegw.ledger.encoding import encode_attempt, encode_begin, encode_end, encode_try, encode_vitals, only_attempt
-from edgegw.ledger.segment import (
-    FRAME_BYTES,
-    HEADER_BYTES,
-    SEGMENT_BYTES_MIN,
-    segment_index,
-    segment_name,
-)
-
-JOURNAL_DIR = "journal"
-LIFE_FILE = "life.json"
-# A life is set up under this prefix and then renamed, so that a reader never sees one that is not locked yet.
-OPENING_PREFIX = ".opening-"
+from edgegw.ledger.life import Life, Segment, open_life
+from edgegw.ledger.room import AT_THE_BOUND, JournalFull, Trouble, bytes_on_disk, trouble_of
+from edgegw.ledger.segment import FRAME_BYTES, HEADER_BYTES, SEGMENT_BYTES_MIN
+from edgegw.settings import WhenFull
 
 # What a segment holds is about 10,000 exchanges; making one takes about 0.1 ms.
 SEGMENT_BYTES_DEFAULT = 8 << 20
@@ -49,87 +37,80 @@ BYTES_MAX_DEFAULT = 1 << 30
 # Written pages are given back in strides, so that a worker's memory does not grow by a whole segment.
 RELEASE_BYTES = 256 << 10
 
+logger = logging.getLogger("edgegw.ledger")
+
+# No record ends at or before this.
+NOWHERE = -1
+
 _ROUND = FRAME_BYTES + segment.ALIGN_BYTES - 1
 _ALIGNED = -segment.ALIGN_BYTES
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class JournalError(Exception):
-    """The journal cannot be opened: the state directory is missing, read-only or full."""
-
-
-class JournalFull(Exception):  # noqa: N818 (a condition of the machine, and the name the gateway speaks of)
-    """No room for another exchange: the disk is full, or unshipped segments have reached `bytes_max`."""
-
-
-@dataclass(slots=True)
-class _Segment:
-    index: int
-    bytes: int
-    fd: int
-    map: mmap.mmap
-    words: memoryview  # the same bytes as 32 bit words
-
-    def close(self) -> None:
-        self.words.release()
-        self.map.close()
-        os.close(self.fd)
+_NO_LIFE = Trouble("failing", "the journal is not open yet")
 
 
 class Journal:
     """Append-only, for one thread of one process.
 
     `full` is to be asked before an exchange is admitted. Only `begin` raises (JournalFull); the other records of an
-    exchange that has begun are written into the reserve, and counted in `lost` in the one case that is left: a full
-    disk and a used up reserve. `dropped` counts the ends of refused exchanges that were left out while full.
+    exchange that has begun are written into the reserve, and counted in `lost` where that is used up or gone as well.
+    What has no row for want of room is counted apart: `dropped`, exchanges that went to a provider all the same
+    (`when_full` is drop), and `dropped_refusals`, those that were refused.
     """
 
     __slots__ = (
         "_at",
         "_bytes_max",
         "_current",
-        "_directory",
+        "_drops",
         "_end",
+        "_life",
         "_limit",
-        "_lock_fd",
+        "_lives",
         "_map",
+        "_pid",
         "_released",
         "_salt",
         "_segment_bytes",
         "_seq",
         "_slot",
         "_spare",
+        "_state_dir",
+        "_wall_ns",
         "_words",
         "dropped",
+        "dropped_refusals",
         "full",
         "lost",
+        "trouble",
     )
 
-    def __init__(self, directory: Path, slot: int, lock_fd: int, segment_bytes: int, bytes_max: int) -> None:
-        self._directory = directory
+    def __init__(
+        self, state_dir: Path, slot: int, wall_ns: int, pid: int, segment_bytes: int, bytes_max: int, drops: bool
+    ) -> None:
+        self._state_dir = state_dir
         self._slot = slot
-        self._lock_fd = lock_fd
+        self._pid = pid
+        self._wall_ns = wall_ns
         self._segment_bytes = segment_bytes
         self._bytes_max = bytes_max
-        self._salt = int.from_bytes(os.urandom(4), "little")
-        self._seq = 0
-        self._spare: _Segment | None = None
-        self._current: _Segment
+        self._drops = drops
+        self._lives = 0
+        self._life: Life | None = None
+        self._current: Segment | None = None
+        self._spare: Segment | None = None
+        # Of the current segment, at hand for _append; nothing is there before there is a life.
         self._map: mmap.mmap
         self._words: memoryview
-        self._at: int  # where the next record goes
-        self._limit: int  # a record that would end behind this needs a second look
-        self._end: int  # of the current segment
-        self._released: int  # up to here pages were given back
+        self._salt = 0
+        self._seq = 0
+        self._at = 0  # where the next record goes
+        self._limit = NOWHERE  # a record that would end behind this needs a second look
+        self._end = NOWHERE  # of the current segment; NOWHERE while there is none that a reader would find
+        self._released = 0  # up to here pages were given back
+        self.trouble: Trouble | None = None
         self.full = False
         self.dropped = 0
+        self.dropped_refusals = 0
         self.lost = 0
-        try:
-            self._use(self._make_within_bound(1))
-        except JournalFull:
-            # A worker that starts while the books wait on disk must not add to them, only say 503 in good order.
-            self._use(self._make(1, SEGMENT_BYTES_MIN))
-        self.prepare()
 
     @classmethod
     def open(
@@ -141,58 +122,54 @@ class Journal:
         pid: int,
         segment_bytes: int = SEGMENT_BYTES_DEFAULT,
         bytes_max: int = BYTES_MAX_DEFAULT,
+        when_full: WhenFull = "refuse",
     ) -> Self:
-        """A new life in the journal. Call it in the worker, after the fork: the lock belongs to the process."""
+        """A new life in the journal. Call it in the worker, after the fork: the lock belongs to the process. A worker
+        that starts while there is no room, or no disk, says so (`trouble`) and goes on trying (`prepare`)."""
         if segment_bytes < SEGMENT_BYTES_MIN:
             raise ValueError(f"segment_bytes is {segment_bytes}; a segment has at least {SEGMENT_BYTES_MIN}")
         segment_bytes = -(-segment_bytes // mmap.PAGESIZE) * mmap.PAGESIZE  # rounded up
-        name = f"{slot}-{pid}-{wall_ns}"
-        root = state_dir / JOURNAL_DIR
-        lock_fd = -1
-        try:
-            opening = root / f"{OPENING_PREFIX}{name}"
-            opening.mkdir(parents=True, mode=0o700)
-            lock_fd = os.open(opening / LIFE_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            about = {"format": segment.FORMAT, "slot": slot, "pid": pid, "opened_ns": wall_ns}
-            os.write(lock_fd, json.dumps(about).encode() + b"\n")
-            directory = root / name
-            opening.rename(directory)
-            return cls(directory, slot, lock_fd, segment_bytes, bytes_max)
-        except (OSError, JournalFull) as error:
-            if lock_fd >= 0:
-                os.close(lock_fd)
-            raise JournalError(f"cannot open the journal in {root}: {error}") from error
+        journal = cls(state_dir, slot, wall_ns, pid, segment_bytes, bytes_max, when_full == "drop")
+        journal.prepare()
+        return journal
 
     # Records, in the order of an exchange's life.
 
     def begin(self, exchange: Exchange, attempt: Attempt) -> None:
-        """Before the first byte goes upstream. Raises JournalFull; then nothing may go upstream."""
-        if self.full:
-            raise JournalFull
-        self._append(encode_begin(exchange, attempt, self._seq + 1))
-        exchange.begun = True
+        """Before the first byte goes upstream. Raises JournalFull, unless such exchanges are dropped; then nothing may
+        go upstream."""
+        try:
+            if self.trouble is not None:
+                raise JournalFull(self.trouble)
+            self._append(encode_begin(exchange, attempt, self._seq + 1))
+            exchange.begun = True
+        except JournalFull:
+            if not self._drops:
+                raise
+            self.dropped += 1
 
     def try_(self, exchange: Exchange, attempt: Attempt) -> None:
         """Before the first byte of a second or later attempt goes upstream."""
-        try:
-            self._append(encode_try(exchange, attempt, self._seq + 1))
-        except JournalFull:
-            self.lost += 1
+        if exchange.begun:
+            try:
+                self._append(encode_try(exchange, attempt, self._seq + 1))
+            except JournalFull:
+                self.lost += 1
 
     def attempt(self, exchange: Exchange, attempt: Attempt) -> None:
         """When an attempt is over, however it ended, and its exchange goes on."""
         attempt.written = True
-        try:
-            self._append(encode_attempt(exchange, attempt, self._seq + 1))
-        except JournalFull:
-            self.lost += 1
+        if exchange.begun:
+            try:
+                self._append(encode_attempt(exchange, attempt, self._seq + 1))
+            except JournalFull:
+                self.lost += 1
 
     def end(self, exchange: Exchange) -> None:
         """Once per exchange, before the last bytes of its reply are handed to the transport. Attempts that were not
         written yet are written with it."""
-        if self.full and not exchange.begun:
-            self.dropped += 1
+        if not exchange.begun:
+            self._end_without_begin(exchange)
             return
         only = only_attempt(exchange)
         if only is None:
@@ -205,30 +182,37 @@ class Journal:
             self.lost += 1
 
     def vitals(self, gauges: dict[str, float], wall_ns: int) -> None:
-        """A worker's gauges, once a second; the journal adds its own. Left out while full."""
-        if self.full:
+        """A worker's gauges, once a second; the journal adds how many records it has. Left out while in trouble."""
+        if self.trouble is None:
+            with suppress(JournalFull):
+                self._append(encode_vitals(self._slot, wall_ns, gauges | {"journal_records": self._seq}, self._seq + 1))
+
+    def _end_without_begin(self, exchange: Exchange) -> None:
+        """A refusal, or the end of what was dropped when it began."""
+        if exchange.attempts:
             return
-        own = {"journal_records": self._seq, "journal_dropped": self.dropped, "journal_lost": self.lost}
         try:
-            self._append(encode_vitals(self._slot, wall_ns, gauges | own, self._seq + 1))
+            if self.trouble is not None:
+                raise JournalFull(self.trouble)
+            self._append(encode_end(exchange, self._seq + 1, None))
         except JournalFull:
-            self.dropped += 1
+            self.dropped_refusals += 1
 
     # Room.
 
     def prepare(self) -> None:
         """What is slow, ahead of need: call it outside of any request, a few times a second.
 
-        Makes the next segment, finds out whether the journal is (still) full, and gives written pages back.
+        Makes the next segment, finds out whether the journal is (still) in trouble, and gives written pages back.
         """
-        if self._spare is None:
-            try:
-                self._spare = self._make_within_bound(self._current.index + 1)
-            except JournalFull:
-                self.full = True
-            else:
-                self.full = False
-                self._limit = self._end
+        try:
+            if self._current is None or not self._current.there():
+                self._begin_life()
+            self._make_spare()
+        except OSError as error:
+            self._in_trouble(trouble_of(error))
+        except JournalFull as full:
+            self._in_trouble(full.trouble)
         written = self._at & -mmap.PAGESIZE
         if written - self._released >= RELEASE_BYTES:
             self._map.madvise(mmap.MADV_DONTNEED, self._released, written - self._released)
@@ -236,14 +220,10 @@ class Journal:
 
     def close(self) -> None:
         """The clean end of this life: what is open now stays open for the control process to close as interrupted."""
-        self._words[segment.WORD_END] = self._at
-        self._words[segment.WORD_CLOSED] = 1
-        self._current.close()
-        if self._spare is not None:
-            self._spare.close()
-            (self._directory / segment_name(self._spare.index)).unlink(missing_ok=True)
-            self._spare = None
-        os.close(self._lock_fd)
+        if self._current is not None:
+            self._words[segment.WORD_END] = self._at
+            self._words[segment.WORD_CLOSED] = 1
+        self._leave_life()
 
     def _append(self, payload: bytes) -> None:
         size = len(payload)
@@ -262,20 +242,24 @@ class Journal:
 
     def _make_room(self, after: int) -> None:
         """At the low-water mark, or at the end of the segment. Raises JournalFull when there is no way on."""
-        if self._spare is None:
-            self.prepare()
+        life, current = self._life, self._current
+        if life is None or current is None or self._end == NOWHERE:
+            raise JournalFull(self.trouble or _NO_LIFE)
+        try:
+            self._make_spare()
+        except JournalFull as full:
+            self._in_trouble(full.trouble)
         if after <= self._end:
             self._limit = self._end
             return
-        spare = self._spare
-        if spare is None:  # the reserve is used up; what has begun may go beyond bytes_max as long as the disk allows
-            spare = self._make(self._current.index + 1, self._segment_bytes)
+        # Where the reserve is used up, what has begun may go beyond bytes_max as long as the disk allows.
+        fresh = self._spare or self._make(life, current.index + 1, self._segment_bytes)
         self._spare = None
         self._words[segment.WORD_END] = self._at
-        self._current.close()
-        self._use(spare)
+        current.close()
+        self._use(fresh)
 
-    def _use(self, fresh: _Segment) -> None:
+    def _use(self, fresh: Segment) -> None:
         self._current = fresh
         self._map = fresh.map
         self._words = fresh.words
@@ -285,66 +269,70 @@ class Journal:
         # Until the next segment is ready, half of this one is a reserve: passing the mark makes us look again.
         self._limit = fresh.bytes // 2
 
-    def _make_within_bound(self, index: int) -> _Segment:
-        if bytes_on_disk(self._directory.parent) + self._segment_bytes > self._bytes_max:
-            raise JournalFull
-        return self._make(index, self._segment_bytes)
+    def _make_spare(self) -> None:
+        """The next segment, unless there is one: then all is well. Raises JournalFull."""
+        life, current = self._life, self._current
+        if life is None or current is None:
+            raise JournalFull(self.trouble or _NO_LIFE)
+        if self._spare is None:
+            self._spare = self._make_within_bound(life, current.index + 1)
+        if self.trouble is not None:
+            counts = f"{self.dropped} exchanges and {self.dropped_refusals} refusals have no row"
+            logger.warning("the journal takes records again; %s, %d records are lost", counts, self.lost)
+        self.trouble = None
+        self.full = False
+        self._limit = self._end = current.bytes
 
-    def _make(self, index: int, size: int) -> _Segment:
-        path = self._directory / segment_name(index)
-        fd = -1
+    def _in_trouble(self, trouble: Trouble) -> None:
+        if trouble != self.trouble:
+            becomes = "dropped" if self._drops else "refused"
+            logger.warning("the journal takes no new exchange, they are %s: %s", becomes, trouble.reason)
+        self.trouble = trouble
+        self.full = not self._drops
+
+    def _begin_life(self) -> None:
+        """The first one, or one more when the files of the last are gone from where a reader looks for them: what is
+        written into those is written nowhere. Raises OSError and JournalFull."""
+        self._limit = self._end = NOWHERE
+        self._lives += 1
+        life = open_life(self._state_dir, self._slot, self._pid, self._wall_ns + self._lives - 1)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            _allocate(fd, size)
-            mapped = mmap.mmap(fd, size)
-        except OSError as error:
-            if fd >= 0:
-                os.close(fd)
-                path.unlink(missing_ok=True)
-            raise JournalFull(str(error)) from error
-        words = memoryview(mapped).cast("I")
-        words[segment.WORD_FORMAT] = segment.FORMAT
-        words[segment.WORD_INDEX] = index
-        words[segment.WORD_SALT] = self._salt
-        words[segment.WORD_BYTES] = size
-        words[segment.WORD_MAGIC] = segment.MAGIC
-        return _Segment(index, size, fd, mapped, words)
+            try:
+                first = self._make_within_bound(life, 1)
+            except JournalFull:
+                # A worker that starts while the books wait on disk must not add to them, only say 503 in good order.
+                first = self._make(life, 1, SEGMENT_BYTES_MIN)
+        except JournalFull:
+            life.discard()
+            raise
+        if self._life is not None:
+            logger.error("the journal's files are gone: what of them was not shipped is lost; it begins anew")
+        self._leave_life()
+        self._life = life
+        self._salt = life.salt
+        self._seq = 0
+        self._use(first)
 
+    def _leave_life(self) -> None:
+        if self._current is not None:
+            self._current.close()
+        if self._spare is not None:
+            self._spare.discard()
+        if self._life is not None:
+            self._life.close()
+        self._life = self._current = self._spare = None
 
-def bytes_on_disk(root: Path) -> int:
-    """What all segments of all lives below the journal directory occupy."""
-    total = 0
-    for life in _entries(root):
-        if life.is_dir(follow_symlinks=False):
-            for entry in _entries(life.path):
-                if segment_index(entry.name):
-                    try:
-                        total += entry.stat().st_size
-                    except FileNotFoundError:
-                        continue
-    return total
-
-
-def _entries(path: str | Path) -> list[os.DirEntry[str]]:
-    """The entries of a directory; none when the control process has just deleted it."""
-    try:
-        with os.scandir(path) as entries:
-            return list(entries)
-    except FileNotFoundError:
-        return []
-
-
-def _allocate(fd: int, size: int) -> None:
-    """Real blocks for the whole file: writing to a mapped hole of a full disk would kill the process (SIGBUS)."""
-    if hasattr(os, "posix_fallocate"):
+    def _make_within_bound(self, life: Life, index: int) -> Segment:
         try:
-            os.posix_fallocate(fd, 0, size)
-            return
+            waiting = bytes_on_disk(life.directory.parent)
         except OSError as error:
-            if error.errno in _NO_ROOM:
-                raise
-    block = bytes(64 << 10)
-    for at in range(0, size, len(block)):
-        left = min(len(block), size - at)
-        if os.pwrite(fd, block[:left], at) != left:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise JournalFull(trouble_of(error)) from error
+        if waiting + self._segment_bytes > self._bytes_max:
+            raise JournalFull(AT_THE_BOUND)
+        return self._make(life, index, self._segment_bytes)
+
+    def _make(self, life: Life, index: int, size: int) -> Segment:
+        try:
+            return life.make(index, size)
+        except OSError as error:
+            raise JournalFull(trouble_of(error)) from error

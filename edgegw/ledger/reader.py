@@ -6,7 +6,10 @@ writes. The end of what is there is the end of the log only when the life is ove
 follows; before, it is waited for, since a torn record of a live worker is one that is just being written.
 
 Positions are given by the caller and are durable somewhere else (store.py). Nothing is deleted before the caller says
-that it is shipped.
+that it is shipped; what cannot be deleted then (a disk that has become read-only) is left lying and not read again.
+
+A disk that fails is asked again. When it goes on failing in a segment that nobody writes any more, what it does not
+give is taken for zeros: damage like any other.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgegw.ledger.journal import JOURNAL_DIR, LIFE_FILE
+from edgegw.ledger.life import JOURNAL_DIR, LIFE_FILE
 from edgegw.ledger.record import (
     RECORD_BYTES_MAX,
     BadRecordError,
@@ -45,22 +49,30 @@ from edgegw.ledger.store import Position
 
 # One read: some 300 records. At least two of the longest, so that one that starts in it also ends in it.
 CHUNK_BYTES = 64 << 10
+# How often it is tried again to delete what could not be deleted: about once a minute.
+CLEAR_EVERY_LOOKS = 300
+# A disk page that cannot be read is passed over, and no more than that.
+PAGE_BYTES = 4096
+# Looks in a row at which the disk failed: then it is not going to get better. Half a minute for a shipper that polls.
+FAILED_LOOKS_MAX = 100
 # Bytes that are no record, at the end of a live worker's segment, at this many looks in a row: damage, not a race.
 BAD_LOOKS_MAX = 10
 
-_LIFE_NAME = re.compile(r"\d+-\d+-\d+")
+LIFE_NAME = re.compile(r"\d+-\d+-\d+")
 
 
 @dataclass(slots=True)
 class Damage:
     """What was not as it should be. `torn`: places where bytes were no record. `gaps`: sequence numbers never seen.
     `unreadable`: whole records that we do not understand. `foreign`: lives in a format of a newer version, left alone.
+    `failed`: looks at which the disk failed, to be repeated.
     """
 
     torn: int = 0
     gaps: int = 0
     unreadable: int = 0
     foreign: int = 0
+    failed: int = 0
 
 
 class LifeReader:
@@ -71,6 +83,7 @@ class LifeReader:
         "_damage",
         "_decode",
         "_directory",
+        "_failed_looks",
         "_fd",
         "_life_fd",
         "drained",
@@ -90,6 +103,7 @@ class LifeReader:
         self._decode = decode
         self._damage = damage
         self._bad_looks = 0
+        self._failed_looks = 0
         self._fd = -1
         self._life_fd = -1
 
@@ -97,9 +111,21 @@ class LifeReader:
         """About `limit` records that were not read yet, in their order; none when there are none now. An attempt that
         came within an End stands before it, as a record with the same `seq`."""
         records: list[Record] = []
+        try:
+            self._read(limit, records)
+        except OSError:
+            self._failed_looks += 1
+            self._damage.failed += 1
+        else:
+            self._failed_looks = 0
+        if records:
+            self.position.wall_ns = max(self.position.wall_ns, happened_ns(records[-1]))
+        return records
+
+    def _read(self, limit: int, records: list[Record]) -> None:
         while len(records) < limit and not self.drained and not self.foreign and self._opened():
             # The header before the data: what is sealed or over by now is whole by now.
-            head = os.pread(self._fd, HEADER_BYTES, 0)
+            head = self._bytes(HEADER_BYTES, 0)
             header = read_header(head)
             if header is None:
                 stop = Stop.BAD if any(head) else Stop.EMPTY  # a file whose maker died before its first byte is no harm
@@ -109,20 +135,19 @@ class LifeReader:
                 continue
             if not self._past_end(header, stop):
                 break
-        if records:
-            self.position.wall_ns = max(self.position.wall_ns, happened_ns(records[-1]))
-        return records
 
     def release(self, durable: Position) -> None:
         """Delete the segments that lie wholly before a position that is stored."""
         for index in self._indices():
             if index < durable.segment:
-                (self._directory / segment_name(index)).unlink(missing_ok=True)
+                with suppress(OSError):  # it is tried again at the next one
+                    (self._directory / segment_name(index)).unlink()
 
-    def remove(self) -> None:
-        """Delete the directory of a life that is drained, when all of it is stored."""
+    def remove(self) -> bool:
+        """Delete the directory of a life that is drained, when all of it is stored. False: it is still there."""
         self.close()
         shutil.rmtree(self._directory, ignore_errors=True)
+        return not self._directory.exists()
 
     def close(self) -> None:
         for fd in (self._fd, self._life_fd):
@@ -139,7 +164,7 @@ class LifeReader:
             self.over = True
         position = self.position
         position.offset = max(position.offset, HEADER_BYTES)
-        data = os.pread(self._fd, CHUNK_BYTES, position.offset)
+        data = self._bytes(CHUNK_BYTES, position.offset)
         payloads: list[bytes] = []
         used, stop = cut(data, 0, header.salt, limit - len(records), payloads)
         position.offset += used
@@ -173,6 +198,27 @@ class LifeReader:
             records.append(record)
         self.position.seq = last
 
+    def _bytes(self, size: int, at: int) -> bytes:
+        """What the disk gives of the current segment. Raises OSError while there is hope that it will give all."""
+        try:
+            return os.pread(self._fd, size, at)
+        except OSError:
+            if self._failed_looks < FAILED_LOOKS_MAX or not (self.over or self._find_over()):
+                raise
+        end = min(at + size, os.fstat(self._fd).st_size)
+        pieces: list[bytes] = []
+        while at < end:
+            behind = min(end, (at // PAGE_BYTES + 1) * PAGE_BYTES)
+            pieces.append(self._page(behind - at, at))
+            at = behind
+        return b"".join(pieces)
+
+    def _page(self, size: int, at: int) -> bytes:
+        try:
+            return os.pread(self._fd, size, at)
+        except OSError:
+            return bytes(size)
+
     def _past_end(self, header: Header | None, stop: Stop) -> bool:
         """No record is here. True: go on reading; False: nothing more for now."""
         sealed_at = header.end if header is not None else 0
@@ -196,7 +242,7 @@ class LifeReader:
         found = -1
         window_at = at
         while True:
-            window = os.pread(self._fd, min(CHUNK_BYTES, end - window_at), window_at)
+            window = self._bytes(min(CHUNK_BYTES, end - window_at), window_at)
             found = find(window, 0, header.salt)
             if found >= 0 or window_at + len(window) >= end or len(window) < CHUNK_BYTES:
                 break
@@ -276,17 +322,25 @@ class Reader:
         self._decode = decoder()
         self._damage = damage
         self.lives: dict[str, LifeReader] = {}
+        self._left_lying: dict[str, LifeReader] = {}
+        self._looks = 0
         self.behind = False
         self.discover()
 
     def discover(self) -> None:
         """Take in lives that have begun since the last look."""
+        self._looks += 1
+        if self._looks % CLEAR_EVERY_LOOKS == 0:
+            self._left_lying = {name: life for name, life in self._left_lying.items() if not life.remove()}
         try:
             names = os.listdir(self._root)
         except FileNotFoundError:
             return
+        except OSError:
+            self._damage.failed += 1
+            return
         for name in names:
-            if name not in self.lives and _LIFE_NAME.fullmatch(name):
+            if name not in self.lives and name not in self._left_lying and LIFE_NAME.fullmatch(name):
                 position = replace(self._start.get(name, Position()))
                 self.lives[name] = LifeReader(self._root / name, position, self._decode, self._damage)
 
@@ -307,7 +361,9 @@ class Reader:
 
     def remove(self, name: str) -> None:
         """Forget a drained life and delete its directory."""
-        self.lives.pop(name).remove()
+        life = self.lives.pop(name)
+        if not life.remove():
+            self._left_lying[name] = life
 
     def close(self) -> None:
         for life in self.lives.values():

@@ -27,6 +27,7 @@ from edgegw.settings.model import (
     StorageSettings,
     TenantSettings,
     Timeouts,
+    WhenFull,
     WithoutRedis,
     parse_target,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "StorageSettings",
     "TenantSettings",
     "Timeouts",
+    "WhenFull",
     "WithoutRedis",
     "describe",
     "load",

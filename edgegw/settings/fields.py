@@ -199,6 +199,12 @@ JOURNAL = Section(
     (
         Field("max", "bytes_max", values.size("1MiB", "1024GiB"), "All that may wait on disk for the database."),
         Field("segment", "segment_bytes", values.size("64KiB", "1GiB"), "One file of the journal."),
+        Field(
+            "when_full",
+            "when_full",
+            values.choice("refuse", "drop"),
+            "Requests that it cannot take: refuse (503), or drop their records, and count them.",
+        ),
     ),
     JournalSettings,
 )

@@ -22,6 +22,8 @@ SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-
 SessionAttribute = Literal["any", "primary", "read-write"]
 
 SQLITE = "sqlite:///"
+# What becomes of requests that the journal cannot take: a 503, or an answer without a record.
+WhenFull = Literal["refuse", "drop"]
 
 _KIB = 1024
 _MIB = 1024 * _KIB
@@ -207,10 +209,12 @@ class OwnPrice(Struct, frozen=True, kw_only=True):
 
 
 class JournalSettings(Struct, frozen=True, kw_only=True):
-    """How much may wait on disk: all segments of a worker together, and one of them."""
+    """How much may wait on disk: all segments of all workers together, and one of them; and what becomes of requests
+    when nothing more may, or can."""
 
     bytes_max: int = _GIB
     segment_bytes: int = 8 * _MIB
+    when_full: WhenFull = "refuse"
 
 
 class StorageSettings(Struct, frozen=True, kw_only=True):

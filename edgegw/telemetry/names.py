@@ -85,12 +85,33 @@ LEDGER_ERRORS = Family("edgegw_ledger_errors_total", "counter", "Batches that th
 LEDGER_INTERRUPTED = Family(
     "edgegw_ledger_interrupted_total", "counter", "Requests closed in the books because their worker had died."
 )
+LEDGER_DAMAGE = Family(
+    "edgegw_ledger_damage_total",
+    "counter",
+    "What the journals had that was not as it should be: kind is torn, gaps, unreadable, foreign or failed.",
+    ("kind",),
+)
 LEDGER_UPKEEP_ERRORS = Family(
     "edgegw_ledger_upkeep_errors_total",
     "counter",
     "Times that old rows could not be deleted, or partitions not be made.",
 )
 JOURNAL_BYTES = Family("edgegw_journal_bytes", "gauge", "Bytes of all workers' journals on disk, shipped or not.")
+JOURNAL_TROUBLE = Family(
+    "edgegw_journal_trouble",
+    "gauge",
+    "Workers whose journal takes no new exchange now: state is full or failing.",
+    ("state",),
+)
+JOURNAL_DROPPED = Family(
+    "edgegw_journal_dropped_total",
+    "counter",
+    "Requests without a row because the journal took none: kind is exchange (a provider was asked) or refusal.",
+    ("kind",),
+)
+JOURNAL_LOST = Family(
+    "edgegw_journal_lost_total", "counter", "Records of begun requests that found neither reserve nor disk."
+)
 
 # Only with Redis as the authority of limits.
 REDIS_CALLS = Family("edgegw_redis_calls_total", "counter", "Calls of the script that counts limits in Redis.")
@@ -125,7 +146,6 @@ WORKER_GAUGES: dict[str, Family] = {
         ("loop_lag_seconds", "edgegw_loop_lag_seconds", "How late the worker's event loop was when last measured."),
         ("resident_bytes", "edgegw_worker_resident_memory_bytes", "Resident memory of the worker."),
         ("limits_degraded", "edgegw_limits_degraded", "1 while limits are kept without the authority, else 0."),
-        ("journal_full", "edgegw_journal_full", "1 while the journal has no room and requests are refused, else 0."),
     )
 }
 WORKER_GAUGE_PREFIX = "edgegw_worker_"

@@ -1,0 +1,140 @@
+"""One life of a worker on disk: its directory, locked for as long as the worker lives, and its mapped segments.
+
+    state_dir/journal/<slot>-<pid>-<nanoseconds>/       one directory per life
+        life.json                                       who writes here; locked (flock)
+        00000001.seg, 00000002.seg, …                   see segment.py
+
+The lock is how a reader knows that a life is over: the kernel drops it with the process, whatever its pid is reused
+for. Knows how the files are made, and nothing of what is written into them or of what follows when they cannot be.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import mmap
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgegw.ledger import segment
+from edgegw.ledger.room import NO_SPACE
+from edgegw.ledger.segment import segment_name
+
+JOURNAL_DIR = "journal"
+LIFE_FILE = "life.json"
+# A life is set up under this prefix and then renamed, so that a reader never sees one that is not locked yet.
+OPENING_PREFIX = ".opening-"
+
+
+@dataclass(slots=True)
+class Segment:
+    """A segment as a mapped file. `words`: the same bytes as 32 bit words."""
+
+    path: Path
+    index: int
+    bytes: int
+    fd: int
+    map: mmap.mmap
+    words: memoryview
+
+    def there(self) -> bool:
+        """Whether the file is still where a reader looks for it: not deleted, moved away, or hidden by a mount."""
+        try:
+            found = os.stat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        mine = os.fstat(self.fd)
+        return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
+
+    def close(self) -> None:
+        self.words.release()
+        self.map.close()
+        os.close(self.fd)
+
+    def discard(self) -> None:
+        """Close and delete one that nothing was written into."""
+        self.close()
+        with suppress(OSError):
+            self.path.unlink()
+
+
+@dataclass(slots=True)
+class Life:
+    """`salt` is where its checksums start from (segment.py)."""
+
+    directory: Path
+    lock_fd: int
+    salt: int
+
+    def make(self, index: int, size: int) -> Segment:
+        """The next segment. Raises OSError, and leaves nothing behind then."""
+        path = self.directory / segment_name(index)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            allocate(fd, size)
+            mapped = mmap.mmap(fd, size)
+        except OSError:
+            os.close(fd)
+            with suppress(OSError):
+                path.unlink()
+            raise
+        words = memoryview(mapped).cast("I")
+        words[segment.WORD_FORMAT] = segment.FORMAT
+        words[segment.WORD_INDEX] = index
+        words[segment.WORD_SALT] = self.salt
+        words[segment.WORD_BYTES] = size
+        words[segment.WORD_MAGIC] = segment.MAGIC
+        return Segment(path, index, size, fd, mapped, words)
+
+    def close(self) -> None:
+        os.close(self.lock_fd)
+
+    def discard(self) -> None:
+        """Close and delete one that has no record."""
+        self.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def open_life(state_dir: Path, slot: int, pid: int, wall_ns: int) -> Life:
+    """A new life. Call it in the worker, after the fork: the lock belongs to the process. The state directory has to be
+    there: made here, it might be made under a mount that is only away. Raises OSError, and leaves nothing behind."""
+    name = f"{slot}-{pid}-{wall_ns}"
+    root = state_dir / JOURNAL_DIR
+    with suppress(FileExistsError):
+        root.mkdir(mode=0o700)
+    opening = root / f"{OPENING_PREFIX}{name}"
+    opening.mkdir(mode=0o700)
+    lock_fd = -1
+    try:
+        lock_fd = os.open(opening / LIFE_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        about = {"format": segment.FORMAT, "slot": slot, "pid": pid, "opened_ns": wall_ns}
+        os.write(lock_fd, json.dumps(about).encode() + b"\n")
+        directory = root / name
+        opening.rename(directory)
+    except OSError:
+        if lock_fd >= 0:
+            os.close(lock_fd)
+        shutil.rmtree(opening, ignore_errors=True)
+        raise
+    return Life(directory, lock_fd, int.from_bytes(os.urandom(4), "little"))
+
+
+def allocate(fd: int, size: int) -> None:
+    """Real blocks for the whole file: writing to a mapped hole of a full disk would kill the process (SIGBUS)."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(fd, 0, size)
+            return
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise
+    block = bytes(64 << 10)
+    for at in range(0, size, len(block)):
+        left = min(len(block), size - at)
+        if os.pwrite(fd, block[:left], at) != left:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
