@@ -107,10 +107,10 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     # What is verified is the ledger: a package of its own, within it.
     "ledger.verify.findings": ("ledger.tables",),
     "ledger.verify.rules": ("ledger.questions", "ledger.usage"),
-    "ledger.verify.kept": ("ledger.journal", "ledger.segment"),
-    "ledger.verify.lives": ("ledger.books",),
+    "ledger.verify.kept": ("ledger.life", "ledger.segment"),
+    "ledger.verify.lives": ("ledger.books", "ledger.segment"),
     "ledger.verify.rows": ("ledger.books",),
-    "ledger.verify.verify": ("ledger.books", "ledger.identity", "ledger.journal"),
+    "ledger.verify.verify": ("ledger.books", "ledger.identity", "ledger.life", "ledger.reader"),
     "keys.sqlite": ("ledger.schema", "ledger.sqlite_file"),  # one database, one schema
     "keys.subscriber": ("channel",),  # hears of keys over the channel
     "keys.feed": ("channel", "channel_server"),  # … and says them to every worker

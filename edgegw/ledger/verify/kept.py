@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from edgegw.ledger.journal import LIFE_FILE
+from edgegw.ledger.life import LIFE_FILE
 from edgegw.ledger.record import RECORD_BYTES_MAX, BadRecordError, End, Record, attempt_within, decoder
 from edgegw.ledger.segment import (
     ALIGN_BYTES,

@@ -15,6 +15,7 @@ from edgegw.ledger.assembly import Assembler, unpriced
 from edgegw.ledger.books import Books
 from edgegw.ledger.questions import YES_OR_NO, Question, Row, Table
 from edgegw.ledger.record import ATTEMPT_COLUMNS, REQUEST_COLUMNS, AttemptRecord, Begin, End
+from edgegw.ledger.segment import HEADER_BYTES
 from edgegw.ledger.store import Batch, Checkpoint, Position
 from edgegw.ledger.verify.findings import Kind, Report
 from edgegw.ledger.verify.kept import Found, Kept
@@ -135,16 +136,25 @@ class Lives:
         self._report.compared["lives"] += 1
         if kept.moved_on:
             return
+        if kept.over and name not in self._standing.positions:
+            self._report.notes.append(f"life {name} is over and has no checkpoint: all of it will be read again")
+            self.doubts = [doubt for doubt in self.doubts if doubt.life != name]
         self._check_reach(name, at, kept)
         await self._check_begun(name, at, replay)
 
     def _check_reach(self, name: str, at: Position, kept: Kept) -> None:
         """The checkpoint lies within what the journal has, and nothing is missing between the two."""
-        if kept.last < at.seq:
-            what = f"stands at record {at.seq}, the journal ends with record {kept.last}"
-            self._report.found("checkpoint", f"life {name}", what)
-        elif kept.first > at.seq + 1:
+        if kept.first > at.seq + 1:
             what = f"stands at record {at.seq}, the journal begins with record {kept.first}"
+            self._report.found("checkpoint", f"life {name}", what)
+        if kept.last >= at.seq or (kept.last == 0 and at.offset <= HEADER_BYTES):  # in a segment without records yet
+            return
+        if kept.over and name not in self._standing.open_lives.values():
+            self._report.notes.append(
+                f"life {name} is wholly shipped and half deleted; the next start will do the rest"
+            )
+        else:
+            what = f"stands at record {at.seq}, the journal ends with record {kept.last}"
             self._report.found("checkpoint", f"life {name}", what)
 
     async def _check_begun(self, name: str, at: Position, replay: _Replay) -> None:

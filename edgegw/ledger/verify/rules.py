@@ -51,9 +51,9 @@ def rules(hour: int, dialect: str, coarse: bool) -> tuple[Rule, ...]:
         Rule(
             "attempts",
             Question(
-                "SELECT r.id AS id, r.attempts AS told, coalesce(a.found, 0) AS found, "
-                f"a.first AS first, a.last AS last FROM {joined} WHERE r.attempts <> coalesce(a.found, 0) OR a.first <> 1 OR a.last <> a.found "
-                f"OR a.numbers <> a.found {shown}",
+                "SELECT r.id AS id, r.attempts AS told, coalesce(a.found, 0) AS found, a.first AS first, "
+                f"a.last AS last FROM {joined} WHERE r.attempts <> coalesce(a.found, 0) OR a.first <> 1 "
+                f"OR a.last <> a.found OR a.numbers <> a.found {shown}",
                 (*ids, *ids),
             ),
             _attempts,

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from pathlib import Path
 
 from edgegw.ledger.books import Books
 from edgegw.ledger.identity import known_identity
-from edgegw.ledger.journal import JOURNAL_DIR
+from edgegw.ledger.life import JOURNAL_DIR
 from edgegw.ledger.questions import NS_PER_HOUR, Question, first_id_at
+from edgegw.ledger.reader import LIFE_NAME
 from edgegw.ledger.verify.findings import Report
 from edgegw.ledger.verify.lives import Doubt, Lives, Standing, read_standing
 from edgegw.ledger.verify.rows import check_rows
 
 LOOKS = 10
 LOOK_S = 0.5
-_LIFE_NAME = re.compile(r"\d+-\d+-\d+")
 
 
 async def verify(books: Books, state_dir: Path, since_ns: int, *, look_s: float = LOOK_S) -> Report:
@@ -66,6 +65,6 @@ async def _kept_since_ns(books: Books) -> int:
 
 def _life_names(root: Path) -> list[str]:
     try:
-        return sorted(name for name in os.listdir(root) if _LIFE_NAME.fullmatch(name))
+        return sorted(name for name in os.listdir(root) if LIFE_NAME.fullmatch(name))
     except FileNotFoundError:
         return []
