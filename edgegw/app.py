@@ -63,14 +63,16 @@ from edgegw.prices import PriceList
 from edgegw.providers import registry
 from edgegw.retry import RetryBudget
 from edgegw.routing import Router
-from edgegw.settings import ProviderSettings, Secret, ServerSettings, Settings, parse_redis
-from edgegw.telemetry import names
+from edgegw.settings import ProviderSettings, Secret, ServerSettings, Settings, parse_postgres, parse_redis
+from edgegw.telemetry import names, variables
 from edgegw.telemetry.metrics import Figure, Metrics
 from edgegw.telemetry.names import Family
 from edgegw.tokens import TokenEstimator
+from edgegw.trace import Announcer
 from edgegw.worker import Worker
 
 if TYPE_CHECKING:
+    from edgegw.ledger.postgres.store import PostgresStore
     from edgegw.limits.redis.authority import RedisAuthority
 
 # A worker makes hardly any cycles: looking for them often costs more than it finds.
@@ -233,6 +235,7 @@ def build_upstreams(settings: Settings, rules: Rules, clock: SystemClock, outbox
     secure = any(provider.base_url.startswith("https://") for provider in providers)
     tls = tls_context() if secure else None
     from_environment = Proxies.from_environment(os.environ)
+    announcer = Announcer(variables.sampler(os.environ))
 
     def upstream(provider: ProviderSettings) -> Upstream:
         proxies = Proxies.always(Proxy.parse(provider.proxy)) if provider.proxy else from_environment
@@ -248,7 +251,8 @@ def build_upstreams(settings: Settings, rules: Rules, clock: SystemClock, outbox
             outbox=outbox,
             weights=rules.weight,
         )
-        return Upstream(built, pool, RetryBudget(), LegWaits(timeouts.first_byte_s, timeouts.idle_s))
+        waits = LegWaits(timeouts.first_byte_s, timeouts.idle_s)
+        return Upstream(built, pool, RetryBudget(), waits, announcer if provider.trace else None)
 
     return {provider.name: upstream(provider) for provider in providers}
 
@@ -294,6 +298,26 @@ def redis_figures(authority: RedisAuthority) -> dict[Family, Callable[[], Figure
     }
 
 
+def build_books(
+    settings: Settings, clock: SystemClock, state_dir: Path
+) -> tuple[SqliteStore | PostgresStore, list[Upkeep]]:
+    """Where the rows go, and what is to be done there now and then."""
+    journal, retention_s = identity(state_dir), settings.storage.retention_s
+    url = settings.postgres_url
+    if url is None:
+        in_file = SqliteStore(Path(settings.sqlite_path), migrations("sqlite"), clock, journal)
+        return in_file, [] if retention_s is None else [SqliteRetention(in_file.file, retention_s)]
+    try:
+        from edgegw.ledger.postgres.store import PostgresStore
+        from edgegw.ledger.postgres.upkeep import PostgresUpkeep
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"storage.database_url needs {error.name}: pip install 'edgegw[postgres]'") from None
+
+    address, known = parse_postgres(url.reveal()), migrations("postgres")
+    store = PostgresStore(address, known, clock, journal)
+    return store, [PostgresUpkeep(address, known, clock, retention_s)]
+
+
 def build_control(settings: Settings, channel: socket.socket, loop: asyncio.AbstractEventLoop) -> ControlProcess:
     clock = SystemClock()
     watch = Watch(loop, clock.now)
@@ -313,6 +337,10 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
             **({} if shared is None else redis_figures(shared)),
             names.LEDGER_LAG: lambda: shipper.lag_s,
             names.LEDGER_ROWS: lambda: shipper.tally.rows,
+            names.LEDGER_BATCHES: lambda: shipper.tally.batches,
+            names.LEDGER_BATCH_SECONDS: lambda: shipper.tally.write_s,
+            names.LEDGER_REJECTED: lambda: shipper.tally.rejected,
+            names.LEDGER_REJECTED_LOST: lambda: shipper.tally.rejected_lost,
             names.LEDGER_ERRORS: lambda: shipper.tally.errors,
             names.LEDGER_UPKEEP_ERRORS: lambda: upkeeper.tally.errors,
             names.LEDGER_INTERRUPTED: lambda: shipper.tally.interrupted,
@@ -323,11 +351,8 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
             names.JOURNAL_LOST: journals.lost,
         }
     )
-    known = migrations("sqlite")
-    store = SqliteStore(Path(settings.sqlite_path), known, clock, identity(state_dir))
+    store, upkeeps = build_books(settings, clock, state_dir)
     prices = PriceList(settings.prices, settings.providers.values(), shipped_prices())
-    retention_s = settings.storage.retention_s
-    upkeeps: list[Upkeep] = [] if retention_s is None else [SqliteRetention(store.file, retention_s)]
     upkeeper = Upkeeper(upkeeps, clock)
     shipper = Shipper(state_dir, store, clock, prices.price, [metrics.observe])
     control: ControlProcess
@@ -339,7 +364,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     server = build_server(loop, watch, handler.serve, admin_gate, settings.server, Outbox())
     keys: KeyFeed | None = None
     if settings.auth == "keys":
-        key_store = SqliteKeys(Path(settings.sqlite_path), known, clock.wall_ns)
+        key_store = SqliteKeys(Path(settings.sqlite_path), migrations("sqlite"), clock.wall_ns)
         keys = KeyFeed(key_store, channel_server, rules, clock)
     control = ControlProcess(
         watch,

@@ -28,6 +28,7 @@ from edgegw.providers.base import Provider
 from edgegw.relay import StreamLeg
 from edgegw.reply_fields import target_fields
 from edgegw.tokens import TokenEstimator
+from edgegw.trace import Announcer
 
 _CLOSED = State.CLOSED
 
@@ -43,6 +44,7 @@ class Upstream:
     pool: Pool
     budget: retry.RetryBudget
     waits: LegWaits
+    announcer: Announcer | None = None  # None: it is not told whose trace a call belongs to
 
 
 class AttemptBooks(Protocol):
@@ -158,10 +160,12 @@ class Attempts:
                     leg = self._stream_leg(current, exchange, ask, reply, deadline_s, fields)
                 else:
                     leg = PlainLeg(reply, self._watch, self._now, upstream.waits, deadline_s)
-                current.leg = leg
-                connection = upstream.pool.send(call.data, leg, exchange.tenant)
+                current.leg, data = leg, call.data
+                if upstream.announcer is not None:
+                    data = upstream.announcer.announced(data, exchange.id, exchange.trace, current.attempt.number)
+                connection = upstream.pool.send(data, leg, exchange.tenant)
                 if connection is None:
-                    connection = await self._loop.create_task(upstream.pool.open(call.data, leg, exchange.tenant))
+                    connection = await self._loop.create_task(upstream.pool.open(data, leg, exchange.tenant))
                 leg.sent(connection)
                 await leg
                 self._judge(current, exchange, ask, reply)

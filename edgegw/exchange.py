@@ -141,6 +141,7 @@ class Exchange(msgspec.Struct, gc=False):
     use_case: str | None = None
     session_id: str | None = None  # as the client's own program names its session and its user
     user_id: str | None = None
+    trace: str | None = None  # the client's, as trace.received gives it
     model_asked: str | None = None
     stream: bool = False
     route: Route | None = None

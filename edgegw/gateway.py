@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import msgspec
 import orjson
 
-from edgegw import phases
+from edgegw import phases, trace
 from edgegw.access import Access
 from edgegw.attempts import Attempts, Try
 from edgegw.clock import Clock, uuid7
@@ -168,6 +168,9 @@ class Gateway:
             exchange.tenant = self._access.stranger
         else:
             exchange.tenant, exchange.key_id = key.tenant, key.id
+        traceparent = request.headers.get(trace.TRACEPARENT)
+        if traceparent is not None:
+            exchange.trace = trace.received(traceparent, request.headers.get(trace.TRACESTATE))
         return exchange
 
     def _check(self, request: Request) -> None:

@@ -10,15 +10,17 @@ from pathlib import Path
 
 from edgegw.clock import ManualClock, uuid7
 from edgegw.exchange import Attempt, AttemptKind, Exchange, Route, Target, Usage
-from edgegw.ledger.assembly import unpriced
+from edgegw.ledger.assembly import Price, unpriced
+from edgegw.ledger.encoding import encode_attempt, encode_end
 from edgegw.ledger.journal import Journal
 from edgegw.ledger.reader import Damage, Reader
-from edgegw.ledger.record import Record
+from edgegw.ledger.record import AttemptRecord, End, Record, decoder
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.segment import SEGMENT_BYTES_MIN
-from edgegw.ledger.shipper import Observer, Shipper
+from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
-from edgegw.ledger.store import Position, Store
+from edgegw.ledger.store import Batch, Checkpoint, Position, Store
+from edgegw.ledger.telling import Observer
 from edgegw.settings import WhenFull
 
 WALL_NS = 1_750_000_000_000_000_000
@@ -86,6 +88,29 @@ def play(
     return exchange
 
 
+def ended(number: int) -> Exchange:
+    exchange = make_exchange(number)
+    finish(make_attempt(exchange))
+    conclude(exchange)
+    return exchange
+
+
+def a_batch(numbers: range) -> Batch:
+    decode = decoder()
+    batch = Batch()
+    for exchange in map(ended, numbers):
+        end, attempt = decode(encode_end(exchange, 2)), decode(encode_attempt(exchange, exchange.attempts[0], 1))
+        assert isinstance(end, End)
+        assert isinstance(attempt, AttemptRecord)
+        batch.requests.append(end)
+        batch.attempts.append(attempt)
+    return batch
+
+
+def at(segment: int, offset: int) -> Checkpoint:
+    return Checkpoint(positions={"0-1-1": Position(segment, offset, offset, WALL_NS)})
+
+
 def open_journal(
     state_dir: Path,
     life: int = 1,
@@ -138,17 +163,22 @@ def sqlite_store(path: Path, *, pages_max: int = 0) -> SqliteStore:
 
 
 async def ship_all(
-    state_dir: Path, store: Store, observers: Sequence[Observer] = (), *, batch_records_max: int = 1000
+    state_dir: Path,
+    store: Store,
+    observers: Sequence[Observer] = (),
+    *,
+    batch_rows_max: int = 1000,
+    price: Price = unpriced,
 ) -> Shipper:
     """Start a shipper, let it ship what is there, stop it. Raises what it raised."""
     shipper = Shipper(
         state_dir,
         store,
         ManualClock(wall_ns=WALL_NS),
-        unpriced,
+        price,
         observers,
         poll_s=0.002,
-        batch_records_max=batch_records_max,
+        batch_rows_max=batch_rows_max,
     )
     running = asyncio.create_task(shipper.run())
     await asyncio.sleep(0)

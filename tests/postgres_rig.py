@@ -30,8 +30,8 @@ OWNER = "postgres"  # of the databases, and the system's user where we are root
 QUESTION_S = 20.0
 _STOP_S = 15.0
 
-# Nothing outlives the machine, and nothing waits for a disk. `durable` servers are as the package ships them.
-_FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "wal_level=minimal", "max_wal_senders=0")
+# What is committed outlives the server, but not the machine. `durable` servers are as the package ships them.
+_FAST = ("fsync=off", "full_page_writes=off", "wal_level=minimal", "max_wal_senders=0")
 _COMMON = (f"listen_addresses={HOST}", "shared_buffers=64MB", "max_connections=60", "log_line_prefix=%t [%p] %a ")
 
 

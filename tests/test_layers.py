@@ -30,7 +30,7 @@ LAYERS: dict[int, str] = {
         settings.load settings.schema settings.describe settings.specs settings.tenant_fields settings.tenant_checks
     """,
     1: """
-        access pattern routing retry breaker tokens endpoints reply_fields price_table prices
+        access pattern trace routing retry breaker tokens endpoints reply_fields price_table prices
         http.__init__ http.request http.chunked http.known_head http.connection http.response http.outbox http.reply
         http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
@@ -44,8 +44,9 @@ LAYERS: dict[int, str] = {
         limits.redis.__init__ limits.redis.keys limits.redis.script limits.redis.absence limits.redis.tab
         limits.rules limits.holdings limits.turns
         ledger.__init__ ledger.record ledger.encoding ledger.store ledger.usage ledger.assembly
+        ledger.postgres.__init__ ledger.postgres.days
         ledger.questions ledger.tables ledger.verify.__init__ ledger.verify.findings ledger.verify.rules
-        telemetry.__init__ telemetry.names
+        telemetry.__init__ telemetry.names telemetry.variables
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
     """,
@@ -60,7 +61,9 @@ LAYERS: dict[int, str] = {
         ledger.journal ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
         ledger.sqlite_retention ledger.upkeep ledger.books
         ledger.verify.kept ledger.verify.lives ledger.verify.rows ledger.verify.verify
-        ledger.shipper
+        ledger.shipper ledger.rejected ledger.telling
+        ledger.postgres.connection ledger.postgres.schema ledger.postgres.partitions ledger.postgres.store
+        ledger.postgres.upkeep ledger.postgres.books
         telemetry.metrics
         simulator.rules_file
     """,
@@ -110,12 +113,17 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "ledger.verify.kept": ("ledger.life", "ledger.segment"),
     "ledger.verify.lives": ("ledger.books", "ledger.segment"),
     "ledger.verify.rows": ("ledger.books",),
-    "ledger.verify.verify": ("ledger.books", "ledger.identity", "ledger.life", "ledger.reader"),
+    "ledger.verify.verify": ("ledger.books", "ledger.identity", "ledger.life", "ledger.reader", "ledger.rejected"),
+    "ledger.postgres.books": ("ledger.books", "ledger.schema"),
+    "ledger.postgres.schema": ("ledger.schema",),  # the files of both databases are found in one place
+    "ledger.postgres.store": ("ledger.schema",),
+    "ledger.postgres.upkeep": ("ledger.schema",),
     "keys.sqlite": ("ledger.schema", "ledger.sqlite_file"),  # one database, one schema
     "keys.subscriber": ("channel",),  # hears of keys over the channel
     "keys.feed": ("channel", "channel_server"),  # … and says them to every worker
     "channel_server": ("channel", "limits.authority", "limits.tally"),  # the two ends speak the same messages
     "routing": ("pattern",),
+    "telemetry.variables": ("trace",),  # one of them is the sampler
     "prices": ("ledger.record", "pattern", "price_table"),  # of an attempt as it stands in the books
     "limits.rules": ("pattern",),
     "limits.redis.absence": ("limits.bucket", "limits.meter"),  # the same shapes and words, counted elsewhere
@@ -159,6 +167,7 @@ MAY_READ_FILES = {
 # Outside libraries and where they may be. Another module is another place that has to know a library's exceptions.
 EVERYWHERE = {"msgspec"}
 LIBRARIES: dict[str, set[str]] = {
+    "asyncpg": {"ledger.postgres.connection", "ledger.postgres.schema"},
     "click": {"cli", "cli_books", "cli_keys", "cli_options"},
     "hiredis": {"limits.redis.connection"},
     "httptools": {"http.connection", "http.response", "simulator.server"},
@@ -176,7 +185,10 @@ NOT_IN_THE_DATA_PLANE_OWN = (
     "telemetry.",
     "simulator.",
     "ledger.sqlite",
+    "ledger.postgres.",
     "ledger.shipper",
+    "ledger.rejected",
+    "ledger.telling",
     "price",
     "keys.sqlite",
     "keys.feed",

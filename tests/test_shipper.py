@@ -145,7 +145,7 @@ async def test_an_attempt_makes_the_same_row_whether_it_is_written_by_itself_or_
         die(journal)
         seen: list[Record] = []
         store = sqlite_store(state_dir / "books.db")
-        shipper = await ship_all(state_dir, store, [seen.append], batch_records_max=4)
+        shipper = await ship_all(state_dir, store, [seen.append], batch_rows_max=4)
         await store.close()
         rows.append(books(state_dir / "books.db"))
         assert (shipper.tally.requests, shipper.tally.attempts) == (9, 18)
@@ -200,7 +200,7 @@ async def test_a_crash_at_any_write_loses_and_doubles_nothing(tmp_path: Path, mo
         crash = raising(Crash(), lambda number, nth=nth: number == nth % 3)  # type: ignore[misc]
         store = FaultyStore(sqlite_store(path), *((crash, nothing) if moment == "before" else (nothing, crash)))
         try:
-            await ship_all(tmp_path / "crashed", store, batch_records_max=40)
+            await ship_all(tmp_path / "crashed", store, batch_rows_max=40)
         except Crash:
             crashes += 1
         else:
@@ -234,7 +234,7 @@ async def test_a_crash_while_files_are_deleted_loses_and_doubles_nothing(
         for _ in range(10):
             store = sqlite_store(path)
             try:
-                await ship_all(tmp_path / "crashed", store, batch_records_max=100)
+                await ship_all(tmp_path / "crashed", store, batch_rows_max=100)
             except Crash:
                 crashes += 1
             await store.close()
@@ -251,7 +251,7 @@ async def test_a_cancelled_shipper_is_a_crashed_one(tmp_path: Path) -> None:
     path = tmp_path / "cut" / "books.db"
     for steps in range(40):
         store = sqlite_store(path)
-        shipper = Shipper(tmp_path / "cut", store, ManualClock(), unpriced, poll_s=0.001, batch_records_max=60)
+        shipper = Shipper(tmp_path / "cut", store, ManualClock(), unpriced, poll_s=0.001, batch_rows_max=60)
         running = asyncio.create_task(shipper.run())
         for _ in range(steps):
             await asyncio.sleep(0)
@@ -361,7 +361,7 @@ async def test_while_the_store_is_away_rows_wait_and_observers_do_not(
     store = FaultyStore(sqlite_store(path), fail, nothing)
     seen: list[Record] = []
     clock = ManualClock(wall_ns=WALL_NS + 10 * 10**9)
-    shipper = Shipper(tmp_path, store, clock, unpriced, [seen.append], poll_s=0.002, batch_records_max=50)
+    shipper = Shipper(tmp_path, store, clock, unpriced, [seen.append], poll_s=0.002, batch_rows_max=50)
     running = asyncio.create_task(shipper.run())
     journal = open_journal(tmp_path)
     played = 0
@@ -445,7 +445,7 @@ async def test_an_observer_that_fails_does_not_stop_the_books(tmp_path: Path) ->
     store = sqlite_store(tmp_path / "books.db")
     shipper = await ship_all(tmp_path, store, [broken, seen.append])
     await store.close()
-    assert shipper.tally.observer_errors == len(seen) == 15
+    assert shipper.observer_errors == len(seen) == 15
     assert len(states(tmp_path / "books.db")) == 5
 
 
@@ -576,7 +576,7 @@ async def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) ->
     said = Said()
     damage = interrupted = 0
     for life in range(1, KILLS + 1):
-        shipper = Shipper(tmp_path, store, ManualClock(), unpriced, poll_s=0.002, batch_records_max=200)
+        shipper = Shipper(tmp_path, store, ManualClock(), unpriced, poll_s=0.002, batch_rows_max=200)
         shipping = asyncio.create_task(shipper.run())
         await run_and_kill(tmp_path, life, dice, said)
         if life % 3 == 0:  # the control process dies as well, somewhere

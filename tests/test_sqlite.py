@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 from ledger_traces import (
-    WALL_NS,
+    a_batch,
+    at,
     books,
-    conclude,
-    finish,
     make_attempt,
     make_exchange,
     open_journal,
@@ -23,38 +22,14 @@ from ledger_traces import (
 )
 
 from edgegw.clock import ManualClock
-from edgegw.exchange import Exchange
 from edgegw.ledger import schema, sqlite
-from edgegw.ledger.encoding import encode_attempt, encode_begin, encode_end, encode_try
-from edgegw.ledger.record import ATTEMPT_COLUMNS, REQUEST_COLUMNS, AttemptRecord, Begin, End, Try, decoder
+from edgegw.ledger.encoding import encode_attempt, encode_begin, encode_try
+from edgegw.ledger.record import ATTEMPT_COLUMNS, REQUEST_COLUMNS, AttemptRecord, Begin, Try, decoder
 from edgegw.ledger.schema import Migration, migrations, statements
 from edgegw.ledger.sqlite import SqliteStore
 from edgegw.ledger.store import Batch, Checkpoint, OpenExchange, Position, RejectedError, SchemaTooNewError, StoreError
 
 KNOWN = len(migrations("sqlite"))
-
-
-def ended(number: int) -> Exchange:
-    exchange = make_exchange(number)
-    finish(make_attempt(exchange))
-    conclude(exchange)
-    return exchange
-
-
-def a_batch(numbers: range) -> Batch:
-    decode = decoder()
-    batch = Batch()
-    for exchange in map(ended, numbers):
-        end, attempt = decode(encode_end(exchange, 2)), decode(encode_attempt(exchange, exchange.attempts[0], 1))
-        assert isinstance(end, End)
-        assert isinstance(attempt, AttemptRecord)
-        batch.requests.append(end)
-        batch.attempts.append(attempt)
-    return batch
-
-
-def at(segment: int, offset: int) -> Checkpoint:
-    return Checkpoint(positions={"0-1-1": Position(segment, offset, offset, WALL_NS)})
 
 
 def table_columns(path: Path, table: str) -> list[str]:

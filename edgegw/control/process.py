@@ -114,6 +114,7 @@ class ControlProcess:
                 "state": "failing" if tally.failing else "ok",
                 "lag_seconds": round(self.shipper.lag_s, 3),
                 "rows": tally.rows,
+                "rejected": tally.rejected,
             },
             "journal": self.journals.details(),
         }

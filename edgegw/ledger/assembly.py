@@ -13,6 +13,7 @@ Pure: knows no file, no clock, no database.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import copy
 
 from edgegw.ledger.record import VERSION, AttemptRecord, Begin, End, Record, Try
 from edgegw.ledger.store import Batch, Checkpoint, OpenExchange, Position
@@ -45,6 +46,15 @@ class Assembler:
         """How many exchanges have begun and not ended."""
         return len(self._open)
 
+    def open_now(self) -> dict[str, OpenExchange]:
+        """What is open, as copies: for another assembler that goes on from here."""
+        return {id_: copy(exchange) for id_, exchange in self._open.items()}
+
+    @property
+    def rows(self) -> int:
+        """That the next `take` will give."""
+        return self._batch.rows
+
     @property
     def due(self) -> bool:
         """There are rows, or lives to forget: the next `take` is worth a transaction."""
@@ -59,6 +69,7 @@ class Assembler:
 
     def add(self, life: str, records: Iterable[Record]) -> None:
         """Records of one life, in their order."""
+        self._batch.begin(life)
         opened = self._open
         touched = self._touched
         attempts = self._batch.attempts
@@ -88,6 +99,7 @@ class Assembler:
         """The life is over and wholly read: what it left open is closed as interrupted, at `wall_ns`, the last moment
         that is known of it. Returns the records that this adds, for observers."""
         added: list[Record] = []
+        self._batch.begin(life)
         for exchange in [exchange for exchange in self._open.values() if exchange.life == life]:
             if exchange.flight is not None:
                 exchange.last = interrupted_attempt(exchange.begin, exchange.flight, wall_ns)
@@ -217,4 +229,5 @@ def interrupted_request(exchange: OpenExchange, wall_ns: int) -> End:
         bytes_in=begin.bytes_in,
         bytes_out=0,
         key_id=begin.key_id,
+        trace=begin.trace,
     )

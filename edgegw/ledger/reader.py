@@ -136,6 +136,12 @@ class LifeReader:
             if not self._past_end(header, stop):
                 break
 
+    def move(self, position: Position) -> None:
+        """Go on from where another reader of this life stands."""
+        if position.segment != self.position.segment:
+            self._close_segment()
+        self.position = replace(position)
+
     def release(self, durable: Position) -> None:
         """Delete the segments that lie wholly before a position that is stored."""
         for index in self._indices():
@@ -321,6 +327,7 @@ class Reader:
         self._start = dict(positions)
         self._decode = decoder()
         self._damage = damage
+        self._forgotten: set[str] = set()
         self.lives: dict[str, LifeReader] = {}
         self._left_lying: dict[str, LifeReader] = {}
         self._looks = 0
@@ -340,7 +347,8 @@ class Reader:
             self._damage.failed += 1
             return
         for name in names:
-            if name not in self.lives and name not in self._left_lying and LIFE_NAME.fullmatch(name):
+            known = name in self.lives or name in self._left_lying or name in self._forgotten
+            if not known and LIFE_NAME.fullmatch(name):
                 position = replace(self._start.get(name, Position()))
                 self.lives[name] = LifeReader(self._root / name, position, self._decode, self._damage)
 
@@ -364,6 +372,14 @@ class Reader:
         life = self.lives.pop(name)
         if not life.remove():
             self._left_lying[name] = life
+
+    def forget(self, name: str) -> None:
+        """Read no more of a life, which another has deleted, or could not."""
+        life = self.lives.pop(name, None)
+        if life is not None:
+            life.close()
+        if (self._root / name).exists():
+            self._forgotten.add(name)
 
     def close(self) -> None:
         for life in self.lives.values():

@@ -2,9 +2,9 @@
 
     read records -> tell the observers -> assemble rows -> one transaction with the checkpoint -> delete what is shipped
 
-What is stored is stored together with how far we are, so a crash anywhere only means that something is done again. An
-observer hears of every record once in the life of this process, also while the store is away: then a second reader goes
-ahead for the observers alone, and what it has told is not told again.
+What is stored is stored together with how far we are, so a crash anywhere only means that something is done again. A
+batch that the database refuses as it is goes in by halves, and the rows to blame are set aside (rejected.py), before
+the checkpoint passes them. While the store is away, observers are told ahead (telling.py).
 
 Reading is done on the event loop, in portions of a few milliseconds; the store does its own waiting elsewhere.
 """
@@ -15,25 +15,31 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from edgegw.clock import Clock
 from edgegw.ledger.assembly import Assembler, Price
-from edgegw.ledger.reader import Damage, LifeReader, Reader
-from edgegw.ledger.record import End, Record, happened_ns
-from edgegw.ledger.store import Batch, Checkpoint, Position, Store, StoreError
+from edgegw.ledger.reader import Damage, Reader
+from edgegw.ledger.record import End, happened_ns
+from edgegw.ledger.rejected import lines_of, set_aside, write_by_halves
+from edgegw.ledger.store import Batch, Checkpoint, Position, RejectedError, Store, StoreError
+from edgegw.ledger.telling import Observer, Teller
 
 POLL_S = 0.1
 # When no row was due for a while, looking less often is enough: a gateway that idles should cost nothing.
 IDLE_AFTER_S = 5.0
 IDLE_POLL_S = 0.25
-# About 2 ms of reading, telling and assembling on the loop, and some 330 requests in one transaction.
-BATCH_RECORDS_MAX = 1000
+# About 3 ms of reading, telling and assembling; then others have their turn on the loop.
+PORTION_RECORDS = 500
+# At each look ahead of a store that is away: 10,000 a second.
+AHEAD_RECORDS = 1000
+# Of one transaction, when there is a backlog.
+BATCH_ROWS_MAX = 4000
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 5.0
 
-Observer = Callable[[Record], None]
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
@@ -41,14 +47,17 @@ _log = logging.getLogger(__name__)
 @dataclass(slots=True)
 class Tally:
     """What the shipper has done since it started, for metrics and /readyz. `failing` is the store's latest complaint
-    while it fails, None when it works."""
+    while it fails, None when it works. `write_s`: time that writes took that succeeded. `rejected`: rows that were set
+    aside; `rejected_lost` of them found no room there."""
 
     batches: int = 0
+    write_s: float = 0.0
     requests: int = 0
     attempts: int = 0
     interrupted: int = 0
     errors: int = 0
-    observer_errors: int = 0
+    rejected: int = 0
+    rejected_lost: int = 0
     failing: str | None = None
     damage: Damage = field(default_factory=Damage)
 
@@ -69,18 +78,16 @@ class Shipper:
         observers: Sequence[Observer] = (),
         *,
         poll_s: float = POLL_S,
-        batch_records_max: int = BATCH_RECORDS_MAX,
+        batch_rows_max: int = BATCH_ROWS_MAX,
     ) -> None:
         self._state_dir = state_dir
         self._store = store
         self._clock = clock
         self._price = price
-        self._observers = tuple(observers)
         self._poll_s = poll_s
-        self._batch_records_max = batch_records_max
+        self._batch_rows_max = batch_rows_max
         self._durable: dict[str, Position] = {}
-        self._ahead: Reader | None = None
-        self._told: dict[str, Position] = {}
+        self._teller = Teller(state_dir, observers, price)
         self._oldest_ns = 0
         self._busy_until_s = clock.now() + IDLE_AFTER_S
         self._stopping = asyncio.Event()
@@ -92,6 +99,10 @@ class Shipper:
         """The age of the oldest record that should be a row and is none yet, 0 when there is none."""
         return max(0, self._clock.wall_ns() - self._oldest_ns) / 1e9 if self._oldest_ns else 0.0
 
+    @property
+    def observer_errors(self) -> int:
+        return self._teller.errors
+
     async def run(self) -> None:
         """Ship until stopped. Raises only what no repetition mends (SchemaTooNewError)."""
         self._task = asyncio.current_task()
@@ -100,14 +111,17 @@ class Shipper:
         reader = Reader(self._state_dir, remembered.positions, self.tally.damage)
         assembler = Assembler(remembered, self._price)
         try:
+            for life in reader.lives.values():  # whoever was here before us may have died before it came to that
+                life.release(life.position)
             self._end_lost_lives(reader, assembler, remembered)
             while True:
                 last_round = self._stopping.is_set()
-                self._gather(reader, assembler)
+                await self._gather(reader, assembler)
                 if self._due(reader, assembler):
                     await self._ship(reader, assembler)
                     self._busy_until_s = self._clock.now() + IDLE_AFTER_S
-                if reader.behind:
+                self._teller.go_along(reader, PORTION_RECORDS)
+                if reader.behind or (last_round and assembler.due):
                     await asyncio.sleep(0)
                 elif last_round:
                     return
@@ -115,7 +129,7 @@ class Shipper:
                     await self._pause()
         finally:
             reader.close()
-            self._stop_looking_ahead()
+            self._teller.close()
 
     async def stop(self, timeout_s: float) -> bool:
         """Ship what is there, then end; False when the time was over first (the rest is shipped at the next start)."""
@@ -127,23 +141,34 @@ class Shipper:
         if not done:
             task.cancel()
             await asyncio.wait((task,))
+            _log.warning(
+                "the ledger stops before all is stored: what waits in the journal, since %.1f s, is stored at the next "
+                "start (%s)",
+                self.lag_s,
+                self.tally.failing or "the time was over",
+            )
         return bool(done)
 
-    def _gather(self, reader: Reader, assembler: Assembler) -> None:
-        """One portion of what is new: to the observers and into rows."""
-        for life, records in reader.read(self._batch_records_max):
-            assembler.add(life.name, records)
-            self._tell_news(life, records)
-        for life in reader.lives.values():
-            if life.drained:
-                self._end_life(assembler, life.name, life.position.wall_ns)
-        if not self._oldest_ns and (oldest := assembler.oldest) is not None:
-            self._oldest_ns = happened_ns(oldest)
+    async def _gather(self, reader: Reader, assembler: Assembler) -> None:
+        """What is new, at most a batch of it: to the observers and into rows."""
+        portion = min(PORTION_RECORDS, self._batch_rows_max)
+        while True:
+            for life, records in reader.read(portion):
+                assembler.add(life.name, records)
+                self._teller.read(life, records)
+            for life in reader.lives.values():
+                if life.drained:
+                    self._end_life(assembler, life.name, life.position.wall_ns)
+            if not self._oldest_ns and (oldest := assembler.oldest) is not None:
+                self._oldest_ns = happened_ns(oldest)
+            if not reader.behind or assembler.rows >= self._batch_rows_max:
+                return
+            await asyncio.sleep(0)
 
     def _end_life(self, assembler: Assembler, name: str, wall_ns: int) -> None:
         added = assembler.end_life(name, wall_ns)
         self.tally.interrupted += sum(isinstance(record, End) for record in added)
-        self._tell(added)
+        self._teller.ended(name, added)
 
     def _end_lost_lives(self, reader: Reader, assembler: Assembler, remembered: Checkpoint) -> None:
         """Lives of the checkpoint whose directories are gone: shipped and deleted, or taken away by somebody."""
@@ -167,8 +192,11 @@ class Shipper:
         batch, checkpoint = assembler.take(
             {name: position for name, position in positions.items() if position != self._durable.get(name)}
         )
-        await self._insist(lambda: self._store.write(batch, checkpoint), reader)
-        self._count(batch)
+        ahead = partial(self._teller.go_ahead, reader, assembler, AHEAD_RECORDS)
+        try:
+            await self._insist(lambda: self._write(batch, checkpoint), ahead)
+        except RejectedError as error:
+            await self._write_what_is_taken(batch, checkpoint, str(error), ahead)
         self._oldest_ns = 0
         released = [
             life for name, life in reader.lives.items() if positions[name].segment != self._segment_stored(name)
@@ -179,42 +207,76 @@ class Shipper:
         for name in [name for name, life in reader.lives.items() if life.drained]:
             reader.remove(name)
             del self._durable[name]
-            self._told.pop(name, None)
+            self._teller.removed(name)
             assembler.forget_life(name)
 
     def _segment_stored(self, name: str) -> int:
         return self._durable[name].segment if name in self._durable else 0
 
-    def _count(self, batch: Batch) -> None:
+    async def _write(self, batch: Batch, checkpoint: Checkpoint) -> None:
+        began_s = self._clock.now()
+        await self._store.write(batch, checkpoint)
         tally = self.tally
         tally.batches += 1
+        tally.write_s += self._clock.now() - began_s
         tally.requests += len(batch.requests)
         tally.attempts += len(batch.attempts)
 
-    async def _insist(self, call: Callable[[], Awaitable[_T]], reader: Reader | None = None) -> _T:
-        """Until the store does it. What was read stays read, what was told stays told."""
+    async def _write_what_is_taken(
+        self, batch: Batch, checkpoint: Checkpoint, reason: str, ahead: Callable[[], None]
+    ) -> None:
+        """The batch was refused. All rows that are not to blame first, then those that are into a file, and only then
+        the checkpoint: wherever we die, what was not stored is read again."""
+
+        async def write_part(part: Batch) -> None:
+            await self._insist(lambda: self._write(part, Checkpoint()))
+
+        blamed = await self._insist(lambda: write_by_halves(batch, write_part, reason), ahead)
+        if blamed:
+            lines = lines_of(batch, blamed, self._clock.wall_ns())
+            lost = await self._insist(lambda: self._set_aside(lines), ahead)
+            if not self.tally.rejected:
+                _log.error("the database does not take %d rows; they are set aside: %s", len(blamed), blamed[0].reason)
+            self.tally.rejected += len(blamed)
+            self.tally.rejected_lost += lost
+        await self._insist(lambda: self._write_checkpoint(checkpoint), ahead)
+
+    async def _set_aside(self, lines: list[bytes]) -> int:
+        try:
+            return await asyncio.to_thread(set_aside, self._state_dir, lines, self._clock.wall_ns())
+        except OSError as error:
+            raise StoreError(f"rows cannot be set aside: {error}") from error
+
+    async def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
+        try:
+            await self._write(Batch(), checkpoint)
+        except RejectedError as error:  # no row is to blame, so nothing can be set aside
+            raise StoreError(f"the checkpoint is refused: {error}") from error
+
+    async def _insist(self, call: Callable[[], Awaitable[_T]], ahead: Callable[[], None] | None = None) -> _T:
+        """Until the store does it. What was read stays read; observers are told `ahead` when it takes long."""
         tally = self.tally
         backoff_s = BACKOFF_MIN_S
-        while True:
-            try:
-                result = await call()
-            except StoreError as error:
-                tally.errors += 1
-                if tally.failing is None:
-                    _log.warning("the ledger's store fails, rows wait in the journal: %s", error)
-                tally.failing = str(error)
-            else:
-                if tally.failing is not None:
-                    _log.warning("the ledger's store works again")
-                    tally.failing = None
-                    self._stop_looking_ahead()
-                return result
-            rounds = max(1, round(backoff_s / self._poll_s))
-            for _ in range(rounds):
-                if reader is not None:
-                    self._look_ahead(reader)
-                await asyncio.sleep(backoff_s / rounds)
-            backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+        telling = None if ahead is None else _Repeated(ahead, self._poll_s)
+        try:
+            while True:
+                try:
+                    result = await call()
+                except StoreError as error:
+                    tally.errors += 1
+                    if tally.failing is None:
+                        _log.warning("the ledger's store fails, rows wait in the journal: %s", error)
+                    tally.failing = str(error)
+                else:
+                    if tally.failing is not None:
+                        _log.warning("the ledger's store works again")
+                        tally.failing = None
+                    return result
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+        finally:
+            if telling is not None:
+                telling.cancel()
 
     async def _pause(self) -> None:
         busy = self._clock.now() < self._busy_until_s
@@ -224,40 +286,19 @@ class Shipper:
         except TimeoutError:
             pass
 
-    # Observers.
 
-    def _look_ahead(self, reader: Reader) -> None:
-        """The store is away: metrics and spans go on, from a second reader that stores and deletes nothing."""
-        if self._ahead is None:
-            positions = reader.positions()
-            for name, told in self._told.items():
-                if name not in positions or told.seq > positions[name].seq:
-                    positions[name] = told
-            self._ahead = Reader(self._state_dir, positions, Damage())
-        for life, records in self._ahead.read(self._batch_records_max):
-            self._tell(records)
-            self._told[life.name] = life.position
+class _Repeated:
+    """Calls again and again, first when a poll and a bit is over: a store that works has answered by then."""
 
-    def _stop_looking_ahead(self) -> None:
-        if self._ahead is not None:
-            self._ahead.close()
-            self._ahead = None
+    def __init__(self, call: Callable[[], None], every_s: float) -> None:
+        self._call = call
+        self._every_s = every_s
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(2 * every_s, self._tick)
 
-    def _tell_news(self, life: LifeReader, records: list[Record]) -> None:
-        """Tell what was not told ahead."""
-        told = self._told.get(life.name)
-        if told is None:
-            self._tell(records)
-        elif told.seq <= records[-1].seq:
-            self._tell([record for record in records if record.seq > told.seq])
-            del self._told[life.name]
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(self._every_s, self._tick)
+        self._call()
 
-    def _tell(self, records: Sequence[Record]) -> None:
-        for observer in self._observers:
-            for record in records:
-                try:
-                    observer(record)
-                except Exception:
-                    if not self.tally.observer_errors:
-                        _log.exception("an observer of the ledger fails; the books go on")
-                    self.tally.observer_errors += 1
+    def cancel(self) -> None:
+        self._timer.cancel()

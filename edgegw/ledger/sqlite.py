@@ -19,15 +19,13 @@ from edgegw.ledger.record import (
     ATTEMPT_COLUMNS,
     REQUEST_COLUMNS,
     AttemptRecord,
-    Begin,
     End,
-    Try,
     attempt_row,
     request_row,
 )
 from edgegw.ledger.schema import Migration
 from edgegw.ledger.sqlite_file import SqliteFile
-from edgegw.ledger.store import Batch, Checkpoint, OpenExchange, Position, RejectedError, StoreError
+from edgegw.ledger.store import Batch, Checkpoint, OpenState, Position, RejectedError, StoreError
 from edgegw.ledger.usage import SUMS, UsageKey, usage_of
 
 # How long SQLite itself waits for another process's lock before the shipper backs off.
@@ -43,16 +41,6 @@ FAILURES = (
 _FORGET_LIFE = (
     "DELETE FROM checkpoints WHERE journal IN (?, '') AND life = ? AND gaps = 0 AND torn = 0 AND unreadable = 0"
 )
-
-
-class _OpenState(msgspec.Struct, array_like=True):
-    """`open_exchanges.state`: fields are only ever appended."""
-
-    begin: Begin
-    flight: Begin | Try | None
-    last: AttemptRecord | None
-    cost_usd_micro: int | None = 0
-    price_version: str | None = None
 
 
 class SqliteStore:
@@ -77,7 +65,7 @@ class SqliteStore:
         self._journal = journal
         self.pages_max = pages_max
         self._encode = msgspec.msgpack.Encoder().encode
-        self._decode = msgspec.msgpack.Decoder(_OpenState).decode
+        self._decode = msgspec.msgpack.Decoder(OpenState).decode
         self._insert_request = _insert("requests", REQUEST_COLUMNS, "id")
         self._insert_attempt = _insert("provider_attempts", ATTEMPT_COLUMNS, "request_id, number")
         self._add_usage = _adding("usage_hours", (*UsageKey._fields, "journal"), SUMS)
@@ -148,7 +136,7 @@ class SqliteStore:
         if checkpoint.opened:
             connection.executemany(
                 "INSERT OR REPLACE INTO open_exchanges (id, life, state, journal) VALUES (?, ?, ?, ?)",
-                [(id_, of.life, self._encode(_state(of)), journal) for id_, of in checkpoint.opened.items()],
+                [(id_, of.life, self._encode(OpenState.of(of)), journal) for id_, of in checkpoint.opened.items()],
             )
         if checkpoint.closed:
             connection.executemany("DELETE FROM open_exchanges WHERE id = ?", [(id_,) for id_ in checkpoint.closed])
@@ -168,10 +156,7 @@ class SqliteStore:
         for id_, life, state in connection.execute(
             f"SELECT id, life, state FROM open_exchanges {mine}", (self._journal,)
         ):
-            of = self._decode(state)
-            checkpoint.opened[id_] = OpenExchange(
-                life, of.begin, of.flight, of.last, of.cost_usd_micro, of.price_version, stored=True
-            )
+            checkpoint.opened[id_] = self._decode(state).opened(life)
         return checkpoint
 
 
@@ -187,7 +172,3 @@ def _adding(table: str, key: tuple[str, ...], sums: tuple[str, ...]) -> str:
         f"INSERT INTO {table} ({', '.join(key + sums)}) VALUES ({marks}) "
         f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {added}"
     )
-
-
-def _state(of: OpenExchange) -> _OpenState:
-    return _OpenState(of.begin, of.flight, of.last, of.cost_usd_micro, of.price_version)

@@ -62,6 +62,25 @@ class OpenExchange(msgspec.Struct, gc=False):
     stored: bool = False
 
 
+class OpenState(msgspec.Struct, array_like=True):
+    """An open exchange as it stands in `open_exchanges.state` (msgpack): fields are only ever appended."""
+
+    begin: Begin
+    flight: Begin | Try | None
+    last: AttemptRecord | None
+    cost_usd_micro: int | None = 0
+    price_version: str | None = None
+
+    @classmethod
+    def of(cls, exchange: OpenExchange) -> OpenState:
+        return cls(exchange.begin, exchange.flight, exchange.last, exchange.cost_usd_micro, exchange.price_version)
+
+    def opened(self, life: str) -> OpenExchange:
+        return OpenExchange(
+            life, self.begin, self.flight, self.last, self.cost_usd_micro, self.price_version, stored=True
+        )
+
+
 @dataclass(slots=True)
 class Checkpoint:
     """`positions` by life. `opened`: exchanges to remember by id. `closed`: ids, and `ended`: lives, to forget; of a
@@ -78,14 +97,37 @@ class Checkpoint:
 
 @dataclass(slots=True)
 class Batch:
-    """Rows, as the records whose fields are their columns."""
+    """Rows, as the records whose fields are their columns. `lives`: from which row of each kind on they are of which
+    life."""
 
     requests: list[End] = field(default_factory=list)
     attempts: list[AttemptRecord] = field(default_factory=list)
+    lives: list[tuple[int, int, str]] = field(default_factory=list)
 
     @property
     def rows(self) -> int:
         return len(self.requests) + len(self.attempts)
+
+    def begin(self, life: str) -> None:
+        """The rows that are added from now on are of this life."""
+        mark = (len(self.requests), len(self.attempts), life)
+        if self.lives and self.lives[-1][:2] == mark[:2]:
+            self.lives[-1] = mark
+        else:
+            self.lives.append(mark)
+
+    def life_of(self, number: int) -> str:
+        """The life of a row; requests are numbered first, then attempts. Empty when nobody said."""
+        of_requests = len(self.requests)
+        for requests, attempts, life in reversed(self.lives):
+            if requests <= number < of_requests or attempts <= number - of_requests:
+                return life
+        return ""
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Some of the rows, by their numbers."""
+        requests = len(self.requests)
+        return Batch(self.requests[start:stop], self.attempts[max(0, start - requests) : max(0, stop - requests)])
 
 
 class Store(Protocol):

@@ -126,6 +126,7 @@ PROVIDER = Section(
             "Further headers, sent with every request.",
         ),
         Field("proxy", "proxy", addresses.proxy(), "An HTTP proxy to go through, instead of HTTP_PROXY, HTTPS_PROXY."),
+        Field("trace", "trace", values.boolean(), "Tell it the trace of each request (traceparent, tracestate)."),
     ),
     _provider,
 )

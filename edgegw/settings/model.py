@@ -105,7 +105,7 @@ class ProviderSettings(Struct, frozen=True, kw_only=True):
     """One provider: a dialect (`kind`), an address without a trailing slash, a key, and its own bounds.
 
     `headers` are sent with every request, names in lower case. `proxy` is an `http://` URL and may carry user info;
-    None leaves the choice to HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
+    None leaves the choice to HTTP_PROXY, HTTPS_PROXY and NO_PROXY. `trace`: it is told which span calls it.
     """
 
     name: str
@@ -117,6 +117,7 @@ class ProviderSettings(Struct, frozen=True, kw_only=True):
     keep_alive_s: float = 60.0
     headers: dict[str, str] = field(default_factory=dict)
     proxy: str | None = None
+    trace: bool = False
 
     def __repr__(self) -> str:
         """Without the values of headers and the user info of the proxy: those are credentials too."""

@@ -81,6 +81,16 @@ BUILD_INFO = Family("edgegw_build_info", "gauge", "Always 1; the label tells the
 
 LEDGER_LAG = Family("edgegw_ledger_lag_seconds", "gauge", "Age of the oldest record that is not in the database yet.")
 LEDGER_ROWS = Family("edgegw_ledger_rows_total", "counter", "Rows written since the control process started.")
+LEDGER_BATCHES = Family("edgegw_ledger_batches_total", "counter", "Transactions that wrote them.")
+LEDGER_BATCH_SECONDS = Family(
+    "edgegw_ledger_batch_seconds_total", "counter", "What those transactions took, all together."
+)
+LEDGER_REJECTED = Family(
+    "edgegw_ledger_rejected_total", "counter", "Rows that the database does not take, set aside in state_dir/rejected."
+)
+LEDGER_REJECTED_LOST = Family(
+    "edgegw_ledger_rejected_lost_total", "counter", "Those of them that found no more room there."
+)
 LEDGER_ERRORS = Family("edgegw_ledger_errors_total", "counter", "Batches that the database refused and that were kept.")
 LEDGER_INTERRUPTED = Family(
     "edgegw_ledger_interrupted_total", "counter", "Requests closed in the books because their worker had died."

@@ -203,10 +203,16 @@ class Lives:
         wrong = [
             f"{name} is {row[name]!r}, was written as {value!r}"
             for name in columns
-            if name not in left_out and row[name] != (value := getattr(record, name))
+            if name not in left_out and row[name] != (value := self._held(getattr(record, name)))
         ]
         if wrong:
             self._report.found("row changed", where, "; ".join(wrong))
+
+    def _held(self, value: object) -> object:
+        """As the database holds it: a text of PostgreSQL has a mark in the place of a NUL (postgres/store.py)."""
+        if isinstance(value, str) and self._books.dialect == "postgres":
+            return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+        return value
 
     async def _check_ahead(self, life: str, waiting: list[Found]) -> None:
         """Rows of what is not shipped are not there."""

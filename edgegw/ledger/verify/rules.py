@@ -178,7 +178,7 @@ def _sums(hour: int, ids: tuple[str, str], coarse: bool) -> Question:
         f"SELECT {key}, {', '.join(of_attempts)} FROM provider_attempts WHERE request_id >= ? AND request_id < ?",
         f"SELECT {key}, {', '.join(of_sums)} FROM usage_hours WHERE hour = ?",
     ]
-    left = ", ".join(f"CAST(sum({name}) AS BIGINT) AS {name}" for name in SUMS)
+    left = ", ".join(f"sum({name}) AS {name}" for name in SUMS)
     wrong = " OR ".join(f"sum({name}) <> 0" for name in SUMS)
     names = ", ".join(_KEY)
     return Question(

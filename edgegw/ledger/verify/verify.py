@@ -16,6 +16,7 @@ from edgegw.ledger.identity import known_identity
 from edgegw.ledger.life import JOURNAL_DIR
 from edgegw.ledger.questions import NS_PER_HOUR, Question, first_id_at
 from edgegw.ledger.reader import LIFE_NAME
+from edgegw.ledger.rejected import rows_set_aside
 from edgegw.ledger.verify.findings import Report
 from edgegw.ledger.verify.lives import Doubt, Lives, Standing, read_standing
 from edgegw.ledger.verify.rows import check_rows
@@ -34,7 +35,7 @@ async def verify(books: Books, state_dir: Path, since_ns: int, *, look_s: float 
     async with books.snapshot():
         kept_since_ns = await _kept_since_ns(books)
         standing = await read_standing(books, journal or "-")
-        lives = Lives(books, report, standing, (), first_id_at(kept_since_ns))
+        lives = Lives(books, report, standing, _set_aside(report, state_dir), first_id_at(kept_since_ns))
         await lives.check(state_dir / JOURNAL_DIR, _life_names(state_dir / JOURNAL_DIR))
         await check_rows(books, report, standing.open_ids, max(since_ns, kept_since_ns) // NS_PER_HOUR)
     doubts = lives.doubts
@@ -47,6 +48,18 @@ async def verify(books: Books, state_dir: Path, since_ns: int, *, look_s: float 
     for doubt in doubts:
         report.found(doubt.kind, doubt.where, doubt.what)
     return report
+
+
+def _set_aside(report: Report, state_dir: Path) -> set[tuple[object, object]]:
+    """Keys of rows that the database did not take. Each is a finding: what it stands for is not in the books."""
+    keys: set[tuple[object, object]] = set()
+    for said in rows_set_aside(state_dir):
+        row = said["row"]
+        key = (row.get("id") or row.get("request_id"), row.get("number"))
+        keys.add(key)
+        which = "request" if said["table"] == "requests" else f"attempt {key[1]} of request"
+        report.found("set aside", f"{which} {key[0]}", f"the database did not take it: {said.get('reason')}")
+    return keys
 
 
 def _is_settled(doubt: Doubt, standing: Standing) -> bool:

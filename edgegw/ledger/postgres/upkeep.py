@@ -1,0 +1,93 @@
+"""What a PostgreSQL of books needs now and then: partitions before their day comes, old ones dropped, sums merged.
+
+Every gateway of a database does it, so each step may find it done, or another at it. It has a connection of its own,
+for as long as it takes, and is never in the way of the rows.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from edgegw.clock import Clock
+from edgegw.ledger.postgres.connection import BEGIN, Postgres, Session
+from edgegw.ledger.postgres.days import day_of_ns
+from edgegw.ledger.postgres.partitions import days_there, drop_days_before, make_days
+from edgegw.ledger.postgres.schema import LOCK_COMPACT, migrate
+from edgegw.ledger.record import INTEGER_MAX
+from edgegw.ledger.schema import Migration
+from edgegw.ledger.usage import SUMS, UsageKey
+from edgegw.settings import PostgresAddress
+
+# So that midnight finds them there, and no gateway needs the right to make them at that moment.
+DAYS_AHEAD = 2
+# Lines of usage_hours that are older are written to by a late gateway only; they are merged into one of no journal.
+COMPACT_AFTER_HOURS = 2
+_NS_PER_HOUR = 3_600_000_000_000
+
+_KEY = ", ".join(UsageKey._fields)
+_LOCK = f"""
+SELECT count(*) FROM (
+    SELECT 1 FROM usage_hours WHERE hour < $1 AND journal <> '' ORDER BY {_KEY}, journal FOR UPDATE
+) locked
+"""
+_MERGE = f"""
+WITH taken AS (DELETE FROM usage_hours WHERE hour < $1 AND journal <> '' RETURNING *)
+INSERT INTO usage_hours ({_KEY}, journal, {", ".join(SUMS)})
+SELECT {_KEY}, '', {", ".join(f"least(sum({name}), {INTEGER_MAX})::bigint" for name in SUMS)}
+  FROM taken GROUP BY {_KEY}
+ON CONFLICT ({_KEY}, journal) DO UPDATE SET
+{", ".join(f"{n} = least(usage_hours.{n}::numeric + excluded.{n}, {INTEGER_MAX})::bigint" for n in SUMS)}
+"""
+
+_log = logging.getLogger(__name__)
+
+
+class PostgresUpkeep:
+    """An Upkeep (ledger/upkeep.py). `retention_s` None: rows are kept."""
+
+    def __init__(
+        self, address: PostgresAddress, known: tuple[Migration, ...], clock: Clock, retention_s: float | None
+    ) -> None:
+        self._postgres = Postgres(address, self._opened)
+        self._known = known
+        self._clock = clock
+        self._retention_ns = None if retention_s is None else int(retention_s * 1e9)
+
+    async def keep(self, now_ns: int) -> None:
+        """See Upkeep.keep."""
+        try:
+            await self._postgres.run(lambda session: self._keep(session, now_ns))
+        finally:
+            await self._postgres.close()
+
+    async def _opened(self, session: Session) -> None:
+        await migrate(session, self._known, self._clock.wall_ns())
+
+    async def _keep(self, session: Session, now_ns: int) -> None:
+        today = day_of_ns(now_ns)
+        await make_days(session, set(range(today, today + DAYS_AHEAD + 1)) - await days_there(session))
+        if self._retention_ns is not None:
+            await self._retain(session, day_of_ns(now_ns - self._retention_ns))
+        await compact(session, now_ns // _NS_PER_HOUR - COMPACT_AFTER_HOURS)
+
+    async def _retain(self, session: Session, first_kept: int) -> None:
+        """Whole days: a row may become a day older than `storage.retention`."""
+        kept_since_ns = first_kept * 24 * _NS_PER_HOUR
+        await session.execute("UPDATE retention SET kept_since_ns = $1 WHERE kept_since_ns < $1", kept_since_ns)
+        dropped = await drop_days_before(session, first_kept)
+        if dropped:
+            _log.info("older than storage.retention, dropped: %s", ", ".join(sorted(dropped)))
+
+
+async def compact(session: Session, before_hour: int) -> int:
+    """Merge the lines of earlier hours of all journals into those of journal ''; how many lines that took. 0 as well
+    when another gateway is at it."""
+    await session.execute(BEGIN)
+    lines = 0
+    if await session.fetchval(f"SELECT pg_try_advisory_xact_lock({LOCK_COMPACT})"):
+        # In the order in which stores add to them, so that nobody waits in a circle.
+        lines = int(await session.fetchval(_LOCK, before_hour))
+        if lines:
+            await session.execute(_MERGE, before_hour)
+    await session.execute("COMMIT")
+    return lines
