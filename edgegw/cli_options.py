@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from edgegw.keys.place import Place
     from edgegw.ledger.books import Books
     from edgegw.settings import Settings
 
@@ -27,7 +28,6 @@ config_option = click.option("--config", "-c", metavar="FILE", help="Settings fi
 books_option = click.option(
     "--db", metavar="FILE|URL", help="A SQLite file, or the URL of a PostgreSQL [what the settings name]."
 )
-db_option = click.option("--db", metavar="FILE", help="The SQLite file [the one that the settings name].")
 limit_option = click.option(
     "--limit", "-n", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many."
 )
@@ -69,9 +69,16 @@ def settings_of(config: str | None) -> Settings:
     return settings
 
 
-def database(config: str | None, db: str | None) -> Path:
-    """The SQLite file that a command is for."""
-    return Path(settings_for_reading(config).sqlite_path if db is None else db)
+def place_of_keys(config: str | None, db: str | None) -> Place:
+    """Where a command finds the keys: at `db`, a path or a URL, or where the settings say."""
+    from edgegw.keys.place import named_place, place_of
+
+    if db is None:
+        return place_of(settings_for_reading(config))
+    try:
+        return named_place(db)
+    except ValueError as error:
+        raise click.BadParameter(str(error) or "not an address of PostgreSQL", param_hint="--db") from None
 
 
 def open_books(config: str | None, db: str | None) -> Books:

@@ -34,7 +34,7 @@ State = Literal[
 
 class Usage(msgspec.Struct, gc=False):
     """Tokens as the provider counted them, in OpenAI's sense: `input` includes `cached` and `cache_write`, `output`
-    includes `reasoning`. `estimated` is True when the provider did not say and we counted ourselves."""
+    includes `reasoning`. `estimated` is True when the provider did not say, or only a part, and we counted the rest."""
 
     input: int = 0
     output: int = 0

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from edgegw.ledger.books import Books
 from edgegw.ledger.identity import known_identity
-from edgegw.ledger.life import JOURNAL_DIR
+from edgegw.ledger.life import JOURNAL_DIR, LIFE_NAME
 from edgegw.ledger.questions import NS_PER_HOUR, Question, first_id_at
-from edgegw.ledger.reader import LIFE_NAME
 from edgegw.ledger.rejected import rows_set_aside
 from edgegw.ledger.verify.findings import Report
 from edgegw.ledger.verify.lives import Doubt, Lives, Standing, read_standing
