@@ -89,8 +89,8 @@ async def test_what_waits_becomes_rows_without_framing(tmp_path: Path) -> None:
     streamed = chunk(b"data: 1\n\n") + chunk(b"data: 2\n\n") + LAST_CHUNK
     put(tmp_path, content(1, clock), content(2, clock, reply=streamed, chunked=True))
     async with shipping(tmp_path, clock) as shipper:
-        await until(lambda: waiting(tmp_path) == 0)
-        assert shipper.details() == {"state": "ok", "stored": 2, "lost": 0, "waiting": 0}
+        told = {"state": "ok", "stored": 2, "lost": 0, "waiting": 0}
+        await until(lambda: waiting(tmp_path) == 0 and shipper.details() == told)
     assert [(request, reply) for _, request, reply in rows(tmp_path)] == [
         (b"prompt", b"answer"),
         (b"prompt", b"data: 1\n\ndata: 2\n\n"),

@@ -79,8 +79,9 @@ class Tray:
             self.waiting_bytes -= waiting.popleft()[1]
 
     def _make_directory(self) -> None:
-        os.makedirs(os.path.dirname(self._directory), mode=0o700, exist_ok=True)
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        for directory in (os.path.dirname(self._directory), self._directory):
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            os.chmod(directory, 0o700)  # whoever made it
 
     def _find_what_waits(self) -> None:
         """From lives of this slot before this one."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,32 +130,35 @@ class ContentShipper:
         with self._trays.held() as held:
             if not held:  # somebody is deleting content
                 return False
-            paths: list[Path] = []
-            contents: list[Content] = []
-            size = 0
-            waiting = self._trays.waiting(LOOK_FILES_MAX)
-            self.tally.waiting = len(waiting)
-            for path in waiting:
-                content = self._read(path)
-                if content is None:
-                    continue
-                if size and size + content.size > BATCH_BYTES_MAX:
-                    break
-                size += content.size
-                paths.append(path)
-                contents.append(content)
-                if len(paths) == BATCH_FILES_MAX:
-                    break
+            contents = await asyncio.to_thread(self._gather)
             if not contents:
                 return False
-            await self._write(contents)
-            for path in paths:
-                path.unlink(missing_ok=True)
-            self.tally.waiting -= len(paths)
-        self._bytes_since_trim += size
+            await self._write(list(contents.values()))
+            await asyncio.to_thread(_remove, contents)
+            self.tally.waiting -= len(contents)
+        self._bytes_since_trim += sum(content.size for content in contents.values())
         if self._bytes_since_trim > self._bytes_max // TRIM_SHARE:
             self._trim_at_s = self._clock.now()
         return True
+
+    def _gather(self) -> dict[Path, Content]:
+        """The oldest of what waits, as much as goes in one batch. In a thread: a disk may be slow, and taking the
+        framing off a long stream takes a while, and leases are waited for at this loop."""
+        waiting = self._trays.waiting(LOOK_FILES_MAX)
+        self.tally.waiting = len(waiting)
+        contents: dict[Path, Content] = {}
+        size = 0
+        for path in waiting:
+            content = self._read(path)
+            if content is None:
+                continue
+            if contents and size + content.size > BATCH_BYTES_MAX:
+                break
+            contents[path] = content
+            size += content.size
+            if len(contents) == BATCH_FILES_MAX:
+                break
+        return contents
 
     def _read(self, path: Path) -> Content | None:
         """None: it is gone or cannot be read now; what can never be read is removed."""
@@ -190,7 +193,7 @@ class ContentShipper:
             return False
         wall_ns = self._clock.wall_ns()
         before_ns = wall_ns - self._retention_ns
-        self.tally.removed += self._trays.tidy(wall_ns, before_ns)
+        self.tally.removed += await asyncio.to_thread(self._trays.tidy, wall_ns, before_ns)
         removed = await self._store.trim(before_ns, self._bytes_max)
         self.tally.removed += removed
         if not removed:
@@ -215,3 +218,8 @@ class ContentShipper:
         if self.tally.failing is not None:
             _log.warning("content is stored again")
             self.tally.failing = None
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
