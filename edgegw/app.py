@@ -51,6 +51,8 @@ from edgegw.keys.feed import KeyFeed
 from edgegw.keys.place import key_store, place_of
 from edgegw.keys.subscriber import KeySubscriber
 from edgegw.keys.table import KeyTable, settings_keys
+from edgegw.ledger.adoption import Adoption
+from edgegw.ledger.assembly import Price
 from edgegw.ledger.durable import Durable
 from edgegw.ledger.identity import identity
 from edgegw.ledger.journal import Journal
@@ -347,6 +349,27 @@ def build_books(
     return store, [PostgresUpkeep(address, known, clock, retention_s)]
 
 
+def build_adoption(settings: Settings, clock: SystemClock, state_dir: Path, price: Price) -> Adoption | None:
+    """Who ships what gateways that are gone have left, into the database that is theirs and ours."""
+    patterns, url = settings.storage.journal.adopt, settings.postgres_url
+    if not patterns or url is None:
+        return None
+    from edgegw.ledger.postgres.store import PostgresStore  # build_books has seen that it is there
+
+    address, known = parse_postgres(url.reveal()), migrations("postgres")
+    return Adoption(state_dir, patterns, lambda journal: PostgresStore(address, known, clock, journal), clock, price)
+
+
+def adoption_figures(adoption: Adoption) -> dict[Family, Callable[[], Figure]]:
+    adopted = adoption.adopted
+    return {
+        names.ADOPTED_JOURNALS: lambda: adopted.journals,
+        names.ADOPTED_ROWS: lambda: adopted.rows,
+        names.ADOPTION_FAILURES: lambda: adopted.failures,
+        names.ADOPTED_DAMAGE: lambda: {(kind,): count for kind, count in asdict(adopted.damage).items()},
+    }
+
+
 def build_control(settings: Settings, channel: socket.socket, loop: asyncio.AbstractEventLoop) -> ControlProcess:
     clock = SystemClock()
     watch = Watch(loop, clock.now)
@@ -391,6 +414,9 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     prices = PriceList(settings.prices, settings.providers.values(), shipped_prices())
     upkeeper = Upkeeper(upkeeps, clock)
     shipper = Shipper(state_dir, store, clock, prices.price, [metrics.observe])
+    adoption = build_adoption(settings, clock, state_dir, prices.price)
+    if adoption is not None:
+        metrics.add(adoption_figures(adoption))
     contents = ContentShipper(
         state_dir,
         content_store(place_of(settings), clock.wall_ns),
@@ -417,6 +443,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
         store,
         journals,
         syncer,
+        adoption,
         upkeeper,
         contents,
         server,

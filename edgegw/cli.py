@@ -78,7 +78,10 @@ def schema() -> None:
     "--tokens", type=click.IntRange(min=1), default=24, show_default=True, help="Of an answer that nothing else bounds."
 )
 @click.option("--rules", metavar="FILE", help="YAML rules for faults; see docs/simulator.md.")
-def simulate(host: str, port: int, seed: int, latency: str, pace: str, tokens: int, rules: str | None) -> None:
+@click.option("--log", metavar="FILE", help="A line of JSON per request, appended when it has ended.")
+def simulate(
+    host: str, port: int, seed: int, latency: str, pace: str, tokens: int, rules: str | None, log: str | None
+) -> None:
     """Run a simulated provider, with faults on demand.
 
     It speaks OpenAI Chat Completions and Anthropic Messages, plain and streamed; see docs/simulator.md.
@@ -86,7 +89,7 @@ def simulate(host: str, port: int, seed: int, latency: str, pace: str, tokens: i
     from edgegw.simulator import run as simulator
 
     try:
-        simulator.run(host, port, seed=seed, latency=latency, pace=pace, tokens=tokens, rules_path=rules)
+        simulator.run(host, port, seed=seed, latency=latency, pace=pace, tokens=tokens, rules_path=rules, log_path=log)
     except simulator.BadOptionError as error:
         raise click.UsageError(str(error)) from None
     except simulator.ListenError as error:

@@ -169,6 +169,7 @@ MISTAKES: list[tuple[str, str, dict[str, str], str, str, str]] = [
     ("place in a pattern", "models: {'x.*': {targets: [a/x]}}", {}, "4:28", 'models["x.*"].targets[0]', "provider"),
     ("attempts", "default: {targets: [local/x], retry: {attempts: 9}}", {}, "4:31", "default.retry", "set both"),
     ("base over cap", "default: {targets: [local/x], retry: {base: 9}}", {}, "4:31", "default.retry", "than cap"),
+    ("journal adopts", "storage: {journal: {adopt: [/a/*]}}", {}, "4:21", "storage.journal.adopt", "in a PostgreSQL"),
     ("journal", "storage: {journal: {max: 1MiB}}", {}, "4:11", "storage.journal", "two segments"),
     ("version missing", "providers: {}", {}, "1:1", "version", "missing .*begin with version: 1"),
     ("version unsupported", "version: 2\n", {}, "1:10", "version", "reads version 1, found '2'"),

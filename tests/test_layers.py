@@ -62,7 +62,7 @@ LAYERS: dict[int, str] = {
         ledger.segment ledger.identity ledger.room ledger.life
         ledger.journal ledger.durable ledger.syncing ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
         ledger.sqlite_retention ledger.upkeep ledger.books
-        ledger.shipper ledger.rejected ledger.telling
+        ledger.shipper ledger.adoption ledger.rejected ledger.telling
         ledger.postgres.connection ledger.postgres.schema ledger.postgres.partitions ledger.postgres.store
         ledger.postgres.upkeep
         content.files content.porter content.capture content.sqlite content.postgres content.place content.shipper
@@ -199,6 +199,7 @@ NOT_IN_THE_DATA_PLANE_OWN = (
     "content.store",
     "content.answer",
     "ledger.syncing",
+    "ledger.adoption",
     "ledger.rejected",
     "ledger.telling",
     "price",

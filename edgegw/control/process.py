@@ -20,6 +20,7 @@ from edgegw.control.journals import Journals
 from edgegw.http.server import Server
 from edgegw.http.watch import Watch
 from edgegw.keys.feed import KeyFeed
+from edgegw.ledger.adoption import Adoption
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.store import Store
 from edgegw.ledger.syncing import Syncer
@@ -59,6 +60,7 @@ class ControlProcess:
     store: Store
     journals: Journals
     syncer: Syncer | None  # None: the kernel writes when it likes
+    adoption: Adoption | None  # None: no journal but ours
     upkeeper: Upkeeper
     contents: ContentShipper
     admin: Server
@@ -78,6 +80,7 @@ class ControlProcess:
         await self.admin.listen(admin)
         shipping = loop.create_task(self.shipper.run())
         shipping.add_done_callback(lambda _: told_to_go.set())
+        adopting = None if self.adoption is None else loop.create_task(self.adoption.run())
         syncing = None if self.syncer is None else loop.create_task(self.syncer.run())
         keeping = loop.create_task(self.upkeeper.run())
         self.contents.start()
@@ -90,6 +93,8 @@ class ControlProcess:
         keeping.cancel()
         if remembering is not None:
             remembering.cancel()
+        if adopting is not None:
+            adopting.cancel()
         loop.remove_reader(lifeline_fd)
         code = 0
         if shipping.done():
@@ -100,6 +105,8 @@ class ControlProcess:
         await self.contents.stop(CONTENT_TIMEOUT_S)
         if feeding is not None:
             code = await _end(feeding) or code
+        if adopting is not None:
+            await asyncio.wait((adopting,))
         if self.syncer is not None and syncing is not None:
             syncing.cancel()
             await self.syncer.sync()
@@ -131,6 +138,14 @@ class ControlProcess:
             },
             "journal": self.journals.details(),
         }
+        if self.adoption is not None:
+            adopted = self.adoption.adopted
+            details["adoption"] = {
+                "state": "idle" if adopted.shipping is None else "shipping",
+                "journals": adopted.journals,
+                "rows": adopted.rows,
+                "failures": adopted.failures,
+            }
         details["content"] = self.contents.details()
         if self.keys is not None:
             details["keys"] = self.keys.details()

@@ -21,7 +21,6 @@ from edgegw.settings.model import (
     RouteSettings,
     ServerSettings,
     Settings,
-    StorageSettings,
     parse_target,
 )
 from edgegw.settings.tenant_checks import access_complaints, access_warnings
@@ -41,7 +40,7 @@ class Known(Struct, frozen=True):
 def complaints(settings: Settings, known: Known) -> Iterator[Complaint]:
     """All that is wrong between the settings."""
     yield from _server(settings.server)
-    yield from _storage(settings.storage)
+    yield from _storage(settings)
     yield from _capture(settings.capture, settings.server.workers)
     yield from _prices(settings.prices, known.providers)
     yield from access_complaints(settings, known.routes)
@@ -70,11 +69,15 @@ def _server(server: ServerSettings) -> Iterator[Complaint]:
         yield Complaint("server.admin", message, "clients and probes need a port each", also=("server.listen",))
 
 
-def _storage(storage: StorageSettings) -> Iterator[Complaint]:
+def _storage(settings: Settings) -> Iterator[Complaint]:
+    storage = settings.storage
     if storage.journal.bytes_max < 2 * storage.journal.segment_bytes:
         path = "storage.journal"
         message = "max must hold at least two segments"
         yield Complaint(path, message, also=(join(path, "max"), join(path, "segment")))
+    if storage.journal.adopt and settings.postgres_url is None:
+        message = "what others have left can only be stored where they store: in a PostgreSQL"
+        yield Complaint("storage.journal.adopt", message, "set storage.database_url to postgresql://…")
 
 
 def _capture(capture: CaptureSettings, workers: int) -> Iterator[Complaint]:

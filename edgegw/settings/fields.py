@@ -50,6 +50,7 @@ def _provider(*, name: str, kind: str, base_url: str | None = None, **rest: Any)
 
 
 _WAIT = values.duration("1ms", "24h")
+_PATH = values.matching(r"[^\x00]{1,4096}", "a path")
 _COUNT = values.whole(1, 1_000_000)
 
 _PRICE = values.price(100_000)  # the dearest model there has been took 600
@@ -141,7 +142,7 @@ SERVER = Section(
         Field(
             "state_dir",
             "state_dir",
-            values.matching(r"[^\x00]{1,4096}", "a path"),
+            _PATH,
             "Where journal, rows and sockets are kept.",
         ),
         Field(
@@ -212,6 +213,12 @@ JOURNAL = Section(
             "sync",
             values.choice("none", "interval", "always"),
             "When records are on the disk, should the machine die: when the kernel likes, soon, or first of all.",
+        ),
+        Field(
+            "adopt",
+            "adopt",
+            Several(_PATH, "[/var/lib/edgegw/*]"),
+            "State directories, with wildcards: what gateways that are gone have left there is shipped.",
         ),
         Field("sync_interval", "sync_interval_s", values.duration("10ms", "1h"), "How soon interval is."),
     ),

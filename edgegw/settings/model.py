@@ -216,13 +216,14 @@ class OwnPrice(Struct, frozen=True, kw_only=True):
 
 class JournalSettings(Struct, frozen=True, kw_only=True):
     """How much may wait on disk: all segments of all workers together, and one of them; and what becomes of requests
-    when nothing more may, or can."""
+    when nothing more may, or can. `adopt`: state directories of other gateways, with wildcards."""
 
     bytes_max: int = _GIB
     segment_bytes: int = 8 * _MIB
     when_full: WhenFull = "refuse"
     sync: Sync = "none"
     sync_interval_s: float = 1.0
+    adopt: tuple[str, ...] | None = None
 
 
 class StorageSettings(Struct, frozen=True, kw_only=True):

@@ -122,6 +122,16 @@ JOURNAL_DROPPED = Family(
 JOURNAL_LOST = Family(
     "edgegw_journal_lost_total", "counter", "Records of begun requests that found neither reserve nor disk."
 )
+ADOPTED_JOURNALS = Family(
+    "edgegw_adopted_journals_total", "counter", "Journals of gateways that are gone, shipped to their end."
+)
+ADOPTED_ROWS = Family("edgegw_adopted_rows_total", "counter", "Rows that came from them.")
+ADOPTED_DAMAGE = Family(
+    "edgegw_adopted_damage_total", "counter", "As edgegw_ledger_damage_total, of adopted journals.", ("kind",)
+)
+ADOPTION_FAILURES = Family(
+    "edgegw_adoption_failures_total", "counter", "Times that such a journal could not be looked at, locked or shipped."
+)
 JOURNAL_SYNC_ERRORS = Family(
     "edgegw_journal_sync_errors_total",
     "counter",
