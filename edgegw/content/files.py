@@ -10,9 +10,10 @@ and knows when it is full; `Trays` is the control process's view of all of them.
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -96,6 +97,12 @@ class Trays:
 
     def __init__(self, state_dir: Path) -> None:
         self._root = state_dir / CONTENT_DIR
+
+    def others(self, patterns: Iterable[str]) -> list[Trays]:
+        """Those of other state directories that the patterns name, and that have some."""
+        found = {Path(name).resolve() for pattern in patterns for name in glob.glob(pattern)}
+        found.discard(self._root.parent.resolve())
+        return [trays for trays in map(Trays, sorted(found)) if trays.there]
 
     def waiting(self, files_max: int) -> list[Path]:
         """Some of the files that wait, oldest request first."""
