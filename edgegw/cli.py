@@ -12,7 +12,7 @@ import sys
 import click
 
 from edgegw import __version__
-from edgegw.cli_books import attempts, requests, tail, usage
+from edgegw.cli_books import attempts, ledger, requests, tail, usage
 from edgegw.cli_content import content
 from edgegw.cli_keys import keys
 from edgegw.cli_options import config_option, read_settings, settings_of
@@ -21,7 +21,8 @@ PORT = click.IntRange(0, 65_535)
 
 
 @click.group(
-    context_settings={"help_option_names": ["-h", "--help"]}, commands=[attempts, content, keys, requests, tail, usage]
+    context_settings={"help_option_names": ["-h", "--help"]},
+    commands=[attempts, content, keys, ledger, requests, tail, usage],
 )
 @click.version_option(__version__, prog_name="edgegw")
 def main() -> None:
