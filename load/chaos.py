@@ -34,6 +34,7 @@ import uvloop
 from edgegw.telemetry.names import LEDGER_ERRORS
 from load.clients import HOST, BrokenError, Client, Seen, post
 from load.processes import (
+    REPOSITORY,
     Database,
     Gateway,
     PostgresHouse,
@@ -44,7 +45,7 @@ from load.processes import (
     start_gateway,
     start_simulator,
 )
-from load.served import Compared, Line, Reply, Row, compare
+from load.served import Line, Reply, Row, compare
 from load.tables import table
 
 Kind = Literal["sqlite", "postgres"]
@@ -271,7 +272,7 @@ async def in_thread(call: Callable[[], _T]) -> _T:
 async def until(what: str, look: Callable[[], bool], within_s: float = SETTLE_S) -> None:
     try:
         async with asyncio.timeout(within_s):
-            while not await in_thread(look):
+            while not await in_thread(look):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"not within {within_s:g} s: {what}") from None
@@ -598,9 +599,8 @@ def reachable(look: Callable[[], bool]) -> bool:
 async def judge(report: Report, stage: Stage, log: Path) -> None:
     lines, _ = lines_of(log, 0)
     requests, attempts = await in_thread(partial(stage.books.since, 0))
-    compared: Compared = compare(lines, stage.crowd.replies, requests, attempts, full=report.fault == FULL)
+    findings, sums = compare(lines, stage.crowd.replies, requests, attempts, full=report.fault == FULL)
     report.refused = sum(reply.status == 503 for reply in stage.crowd.replies)
-    findings = compared.findings
     for what in stage.books.sums_differ():
         findings.add("wrong", f"usage_hours: {what}")
     left = [str(path.name) for path in (stage.gateway.state_dir / "journal").glob("*/*")]
@@ -608,13 +608,24 @@ async def judge(report: Report, stage: Stage, log: Path) -> None:
         findings.add("lost", f"left in the journal: {left}")
     if (stage.gateway.state_dir / "rejected").exists():
         findings.add("lost", "rows were set aside")
+    verified = await in_thread(lambda: verify(stage.gateway))
+    if verified:
+        findings.add("wrong", f"edgegw ledger verify: {verified[-500:]}")
     report.requests, report.answered = stage.crowd.asked, stage.crowd.answered
     report.rows, report.tries = len(requests), len(attempts)
     for row in requests:
         report.states[row["state"]] = report.states.get(row["state"], 0) + 1
-    report.tokens = sum(compared.booked)
+    report.tokens = sum(sums.booked)
     report.lost, report.duplicated, report.wrong = findings.lost, findings.duplicated, findings.wrong
     report.what += findings.what
+
+
+def verify(gateway: Gateway) -> str:
+    """What the gateway's own check has to say; nothing when all is right."""
+    command = [sys.executable, "-m", "edgegw", "ledger", "verify", "--config", "edgegw.yaml"]
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY)}
+    asked = subprocess.run(command, cwd=gateway.state_dir.parent, env=env, capture_output=True, text=True)
+    return "" if asked.returncode == 0 else f"exit code {asked.returncode}: {asked.stdout}{asked.stderr}"
 
 
 # -- the program --

@@ -5,8 +5,7 @@ A gateway tells its provider who asks (`x-client-request-id`) and keeps what the
 
 - lost: a request that reached the provider, or that a client has a reply of, and no row; a try without its row;
 - duplicated: two rows for what was one try, or a try that nobody served and that is said to be good;
-- wrong: a whole answer that is not `complete` in the books, other tokens than the provider's, sums that are not those of
-  the rows, something left in the journal.
+- wrong: a whole answer that is not `complete` in the books, other tokens than the provider's.
 
 Pure: lines, replies and rows in, findings out.
 """
@@ -72,12 +71,19 @@ class Findings:
 
 
 @dataclass(slots=True)
-class Compared:
-    """The tokens that the provider counted of tries whose row has the provider's usage, and what those rows say."""
+class Sums:
+    """Tokens of the prompts and the answers: what the provider counted of tries whose row has the provider's usage,
+    each answer once, and what those rows say."""
 
-    findings: Findings
-    served: tuple[int, int]
-    booked: tuple[int, int]
+    counted: set[str] = field(default_factory=set)
+    served: tuple[int, int] = (0, 0)
+    booked: tuple[int, int] = (0, 0)
+
+    def add(self, line: Line, row: Row) -> None:
+        if line.id not in self.counted:
+            self.counted.add(line.id)
+            self.served = (self.served[0] + line.prompt_tokens, self.served[1] + line.completion_tokens)
+        self.booked = (self.booked[0] + row["input_tokens"], self.booked[1] + row["output_tokens"])
 
 
 def compare(
@@ -87,9 +93,9 @@ def compare(
     attempts: Sequence[Row],
     *,
     full: bool = False,
-) -> Compared:
+) -> tuple[Findings, Sums]:
     """`full`: the journal had no room for a while, and refusals for want of it (503) need no row."""
-    findings = Findings()
+    findings, sums = Findings(), Sums()
     rows = {row["id"]: row for row in requests}
     tries: dict[str, list[Row]] = defaultdict(list)
     for row in attempts:
@@ -99,22 +105,21 @@ def compare(
         served[line.request].append(line)
     if len(rows) != len(requests):
         findings.add("duplicated", f"{len(requests) - len(rows)} requests have two rows")
-    totals = [0, 0, 0, 0]
     for id_ in served.keys() | tries.keys() | rows.keys():
         if id_ not in rows:
             findings.add("lost", f"{id_} was served {len(served[id_])} times and has no row")
             continue
-        _one_request(findings, rows[id_], served[id_], tries[id_], totals)
+        _one_request(findings, rows[id_], served[id_], tries[id_], sums)
     for reply in replies:
         if reply.status == 503 and full and reply.request not in rows:
             continue
         _one_reply(findings, reply, rows.get(reply.request), tries[reply.request])
-    if totals[:2] != totals[2:]:
-        findings.add("wrong", f"{totals[2:]} tokens are in the rows, {totals[:2]} were served")
-    return Compared(findings, (totals[0], totals[1]), (totals[2], totals[3]))
+    if sums.booked != sums.served:
+        findings.add("wrong", f"{sums.booked} tokens are in the rows, {sums.served} were served")
+    return findings, sums
 
 
-def _one_request(findings: Findings, row: Row, served: list[Line], tries: list[Row], totals: list[int]) -> None:
+def _one_request(findings: Findings, row: Row, served: list[Line], tries: list[Row], sums: Sums) -> None:
     id_ = row["id"]
     numbers = sorted(one["number"] for one in tries)
     if numbers != list(range(1, row["attempts"] + 1)):
@@ -137,17 +142,14 @@ def _one_request(findings: Findings, row: Row, served: list[Line], tries: list[R
         if one["upstream_request_id"] and line is None:
             findings.add("duplicated", f"{id_} try {one['number']}: {one['upstream_request_id']} was never served")
         elif line is not None:
-            _one_try(findings, row, one, line, totals)
+            _one_try(findings, row, one, line, sums)
 
 
-def _one_try(findings: Findings, row: Row, one: Row, line: Line, totals: list[int]) -> None:
+def _one_try(findings: Findings, row: Row, one: Row, line: Line, sums: Sums) -> None:
     where = f"{row['id']} try {one['number']}"
     counted = one["input_tokens"] is not None and not one["estimated"]
     if counted:
-        totals[0] += line.prompt_tokens
-        totals[1] += line.completion_tokens
-        totals[2] += one["input_tokens"]
-        totals[3] += one["output_tokens"]
+        sums.add(line, one)
         if (one["input_tokens"], one["output_tokens"]) != (line.prompt_tokens, line.completion_tokens):
             findings.add(
                 "wrong",
