@@ -76,7 +76,8 @@ LAYERS: dict[int, str] = {
         simulator.server
     """,
     4: """
-        __main__ app cli cli_books cli_content cli_keys cli_options supervisor child doors worker demo show keys.command
+        __main__ app cli cli_books cli_content cli_keys cli_options supervisor child doors worker demo show healthcheck
+        keys.command
         content.command simulator.run
     """,
 }
@@ -149,10 +150,11 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "worker": ("child",),
     "supervisor": ("child", "doors"),
     "demo": ("show",),  # ends with the rows, as `edgegw attempts` prints them
-    "cli": ("app", "cli_books", "cli_content", "cli_keys", "cli_options", "demo", "simulator.run"),
+    "cli": ("app", "cli_books", "cli_content", "cli_keys", "cli_options", "demo", "healthcheck", "simulator.run"),
     "cli_content": ("cli_options", "content.command", "show"),
     "cli_books": ("cli_options", "show"),
     "cli_keys": ("cli_options", "keys.command"),
+    "cli_options": ("healthcheck",),  # where the settings have the admin port, as a URL
     "__main__": ("cli",),
 }
 
