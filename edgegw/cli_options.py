@@ -85,10 +85,36 @@ def open_books(config: str | None, db: str | None) -> Books:
     """The books that a command is to read: those at `db`, a path or a URL, or those that the settings name."""
     from edgegw.ledger.books import SqliteBooks
     from edgegw.ledger.schema import migrations
+    from edgegw.settings.database_address import is_postgres
     from edgegw.settings.model import SQLITE
 
-    path = Path(settings_for_reading(config).sqlite_path if db is None else db.removeprefix(SQLITE))
-    return SqliteBooks(path, migrations("sqlite"))
+    if db is None:
+        settings = settings_for_reading(config)
+        url = settings.postgres_url
+        db = settings.sqlite_path if url is None else url.reveal()
+    if is_postgres(db):
+        return _open_postgres(db)
+    return SqliteBooks(Path(db.removeprefix(SQLITE)), migrations("sqlite"))
+
+
+def _open_postgres(url: str) -> Books:
+    from edgegw.ledger.schema import migrations
+    from edgegw.settings import parse_postgres
+
+    try:
+        address = parse_postgres(url)
+    except ValueError as error:
+        raise click.BadParameter(str(error) or "not the URL of a PostgreSQL", param_hint="--db") from None
+    try:
+        from edgegw.ledger.postgres.books import PostgresBooks
+    except ImportError as error:
+        raise click.ClickException(f"PostgreSQL needs {error.name}: pip install 'edgegw[postgres]'") from None
+    return PostgresBooks(address, migrations("postgres"))
+
+
+def state_dir_of(config: str | None) -> Path:
+    """Where the gateway of these settings keeps its journals."""
+    return Path(settings_for_reading(config).server.state_dir)
 
 
 def settings_for_reading(config: str | None) -> Settings:

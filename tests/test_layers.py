@@ -46,7 +46,7 @@ LAYERS: dict[int, str] = {
         limits.rules limits.holdings limits.turns
         ledger.__init__ ledger.record ledger.encoding ledger.store ledger.usage ledger.assembly
         ledger.postgres.__init__ ledger.postgres.days
-        ledger.questions ledger.tables
+        ledger.questions ledger.tables ledger.verify.__init__ ledger.verify.findings ledger.verify.rules
         content.__init__ content.record content.wire content.choice content.store content.answer
         telemetry.__init__ telemetry.names telemetry.variables
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
@@ -63,9 +63,10 @@ LAYERS: dict[int, str] = {
         ledger.journal ledger.durable ledger.syncing ledger.life_reader ledger.reader
         ledger.schema ledger.sqlite_file ledger.sqlite
         ledger.sqlite_retention ledger.upkeep ledger.books
+        ledger.verify.kept ledger.verify.lives ledger.verify.rows ledger.verify.verify
         ledger.shipper ledger.adoption ledger.rejected ledger.telling
         ledger.postgres.connection ledger.postgres.schema ledger.postgres.partitions ledger.postgres.store
-        ledger.postgres.upkeep
+        ledger.postgres.upkeep ledger.postgres.books
         content.files content.porter content.capture content.sqlite content.postgres content.place content.shipper
         telemetry.metrics
         simulator.rules_file
@@ -111,6 +112,14 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "http.client_connection": ("errand",),  # a handler is run on the spot until it has to wait
     "leg": ("errand", "http.watch"),  # the end of a leg wakes its request; its waits are the watch's
     "relay": ("leg", "http.watch"),  # a leg that streams
+    # What is verified is the ledger: a package of its own, within it.
+    "ledger.verify.findings": ("ledger.tables",),
+    "ledger.verify.rules": ("ledger.questions", "ledger.usage"),
+    "ledger.verify.kept": ("ledger.life", "ledger.segment"),
+    "ledger.verify.lives": ("ledger.books", "ledger.segment"),
+    "ledger.verify.rows": ("ledger.books",),
+    "ledger.verify.verify": ("ledger.books", "ledger.identity", "ledger.life", "ledger.rejected"),
+    "ledger.postgres.books": ("ledger.books", "ledger.schema"),
     "ledger.durable": ("errand",),  # a request waits for the disk in its errand
     "used": ("leg",),  # what was seen of an answer
     "ledger.postgres.schema": ("ledger.schema",),  # the files of both databases are found in one place
