@@ -46,10 +46,6 @@ class Whole:
     files: dict[int, bytes]
     spans: dict[int, list[Span]]
 
-    @property
-    def written(self) -> int:
-        return sum(len(spans) for spans in self.spans.values())
-
 
 @cache
 def whole_life(place: Path) -> Whole:
@@ -131,6 +127,17 @@ def untouched(whole: Whole, broken: dict[int, bytes]) -> list[int]:
     ]
 
 
+def anywhere(whole: Whole, broken: dict[int, bytes]) -> set[int]:
+    """What is whole in any file: a copy may stand in for what was lost at the end."""
+    return {
+        span.seq
+        for index, spans in whole.spans.items()
+        for span in spans
+        for data in broken.values()
+        if data[span.start : span.stop] == whole.files[index][span.start : span.stop]
+    }
+
+
 def lay_out(state_dir: Path, whole_dir: Path, broken: dict[int, bytes]) -> Path:
     (life,) = (whole_dir / "journal").iterdir()
     directory = state_dir / "journal" / life.name
@@ -157,7 +164,7 @@ def whole_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(data=st.data())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_what_was_not_touched_is_read_once_and_what_is_missing_is_counted(
     tmp_path_factory: pytest.TempPathFactory, whole_dir: Path, data: st.DataObject
 ) -> None:
@@ -174,12 +181,11 @@ def test_what_was_not_touched_is_read_once_and_what_is_missing_is_counted(
     position = life.position
     expected = untouched(whole, broken)
     assert read == sorted(set(read))
-    assert set(read) == set(expected)
+    assert set(expected) <= set(read) <= anywhere(whole, broken)
     assert life.drained
     assert (position.gaps, position.torn, position.unreadable) == (damage.gaps, damage.torn, damage.unreadable)
     assert damage.gaps == (read[-1] - len(read) if read else 0)
-    if len(expected) < whole.written and read and read[-1] == whole.written:
-        assert position.damaged
+    assert position.damaged or len(read) == (read[-1] if read else 0)
     if broken == whole.files:
         assert damage == Damage()
     reader.close()
@@ -187,7 +193,7 @@ def test_what_was_not_touched_is_read_once_and_what_is_missing_is_counted(
 
 
 @given(data=st.data())
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_a_reader_that_is_stopped_anywhere_goes_on_past_damage_as_if_it_had_not_been(
     tmp_path_factory: pytest.TempPathFactory, whole_dir: Path, data: st.DataObject
 ) -> None:
@@ -206,7 +212,8 @@ def test_a_reader_that_is_stopped_anywhere_goes_on_past_damage_as_if_it_had_not_
         reader.close()
     reader = Reader(state_dir, {name: position}, Damage())
     read += [record.seq for record in read_out(reader, 10_000)]
-    assert read == untouched(whole, broken)
+    assert read == sorted(set(read))
+    assert set(untouched(whole, broken)) <= set(read) <= anywhere(whole, broken)
     assert the_life(reader).drained
     assert the_life(reader).position.gaps == (read[-1] - len(read) if read else 0)
     reader.close()
@@ -219,7 +226,7 @@ def write_some(journal: Journal, number: int) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_damage_while_the_worker_lives_and_goes_on_writing(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
