@@ -140,7 +140,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "limits.redis.script": ("limits.bucket", "limits.meter"),
     "limits.redis.tab": ("limits.bucket", "limits.meter"),
     "limits.accounts": ("channel",),  # what a lease lacks is asked for over the channel
-    "content.wire": ("http.reply",),  # takes off what http put on
+    "content.wire": ("http.reply", "http.response"),  # takes off what http put on
     "content.answer": ("http.sse",),  # a stream is server-sent events
     "content.sqlite": ("ledger.schema", "ledger.sqlite", "ledger.sqlite_file"),  # one database, one schema
     "content.place": ("keys.place", "ledger.schema"),
