@@ -72,8 +72,8 @@ LAYERS: dict[int, str] = {
         simulator.server
     """,
     4: """
-        __main__ app cli cli_books cli_keys cli_options supervisor child doors worker demo show keys.command
-        simulator.run
+        __main__ app cli cli_books cli_keys cli_migrate cli_options migrate supervisor child doors worker demo
+        show keys.command simulator.run
     """,
 }
 
@@ -126,15 +126,16 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "worker": ("child",),
     "supervisor": ("child", "doors"),
     "demo": ("show",),  # ends with the rows, as `edgegw attempts` prints them
-    "cli": ("app", "cli_books", "cli_keys", "cli_options", "demo", "simulator.run"),
+    "cli": ("app", "cli_books", "cli_keys", "cli_migrate", "cli_options", "demo", "simulator.run"),
     "cli_books": ("cli_options", "show"),
     "cli_keys": ("cli_options", "keys.command"),
+    "cli_migrate": ("cli_options", "migrate"),
     "__main__": ("cli",),
 }
 
 # Own modules imported inside functions: the command line starts fast because a command loads only what it needs.
 # What the control process is made of only when it is configured.
-LAZY = {"cli", "cli_books", "cli_keys", "cli_options", "app"}
+LAZY = {"cli", "cli_books", "cli_keys", "cli_migrate", "cli_options", "migrate", "app"}
 
 # What layers 0 and 1 must not have: clock, dice and bytes are arguments.
 IMPURE = {
@@ -157,8 +158,8 @@ MAY_READ_FILES = {
 # Outside libraries and where they may be. Another module is another place that has to know a library's exceptions.
 EVERYWHERE = {"msgspec"}
 LIBRARIES: dict[str, set[str]] = {
-    "asyncpg": {"ledger.postgres.connection", "ledger.postgres.schema"},
-    "click": {"cli", "cli_books", "cli_keys", "cli_options"},
+    "asyncpg": {"ledger.postgres.connection", "ledger.postgres.partitions", "ledger.postgres.schema"},
+    "click": {"cli", "cli_books", "cli_keys", "cli_migrate", "cli_options"},
     "hiredis": {"limits.redis.connection"},
     "httptools": {"http.connection", "http.response", "simulator.server"},
     "orjson": {"gateway", "control.admin"},
