@@ -29,27 +29,38 @@ from edgegw.breaker import BreakerPolicy
 from edgegw.channel import ChannelClient
 from edgegw.channel_server import ChannelServer
 from edgegw.child import Lifeline
+from edgegw.content.capture import Capture
+from edgegw.content.choice import Choice
+from edgegw.content.files import Tray
+from edgegw.content.place import content_store
+from edgegw.content.porter import Porter
+from edgegw.content.shipper import ContentShipper
 from edgegw.control.admin import Admin, admin_gate
 from edgegw.control.journals import Journals
 from edgegw.control.process import ControlProcess
 from edgegw.gateway import Gateway
 from edgegw.http.client_connection import Waits
-from edgegw.http.dial import Dialer, Proxies, Proxy, Resolver, tls_context
+from edgegw.http.dial import Dialer, Resolver, tls_context
 from edgegw.http.outbox import Outbox
+from edgegw.http.proxies import Proxies, Proxy
 from edgegw.http.request import Request, RequestLimits
 from edgegw.http.server import Server
 from edgegw.http.upstream import Pool, PoolLimits
 from edgegw.http.watch import Watch
 from edgegw.keys.feed import KeyFeed
-from edgegw.keys.sqlite import SqliteKeys
+from edgegw.keys.place import key_store, place_of
 from edgegw.keys.subscriber import KeySubscriber
 from edgegw.keys.table import KeyTable, settings_keys
+from edgegw.ledger.adoption import Adoption
+from edgegw.ledger.assembly import Price
+from edgegw.ledger.durable import Durable
 from edgegw.ledger.identity import identity
 from edgegw.ledger.journal import Journal
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
 from edgegw.ledger.sqlite_retention import SqliteRetention
+from edgegw.ledger.syncing import Syncer
 from edgegw.ledger.upkeep import Upkeep, Upkeeper
 from edgegw.leg import LegWaits
 from edgegw.limits import tally
@@ -64,10 +75,11 @@ from edgegw.providers import registry
 from edgegw.retry import RetryBudget
 from edgegw.routing import Router
 from edgegw.settings import ProviderSettings, Secret, ServerSettings, Settings, parse_postgres, parse_redis
-from edgegw.telemetry import names
+from edgegw.telemetry import names, variables
 from edgegw.telemetry.metrics import Figure, Metrics
 from edgegw.telemetry.names import Family
 from edgegw.tokens import TokenEstimator
+from edgegw.trace import Announcer
 from edgegw.worker import Worker
 
 if TYPE_CHECKING:
@@ -142,7 +154,11 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         segment_bytes=journal_settings.segment_bytes,
         bytes_max=journal_settings.bytes_max,
         when_full=journal_settings.when_full,
+        syncs=journal_settings.sync == "always",
     )
+    durable: Durable | None = None
+    if journal_settings.sync == "always":
+        durable = Durable(journal, loop, refuses=journal_settings.when_full == "refuse")
     channel = ChannelClient(str(state_dir / "control.sock"), slot, os.getpid())
     tally_file = tally.path(state_dir, slot, os.getpid())
     accounts = Accounts(channel, clock, server_settings.workers, tally.create(tally_file, TALLY_CELLS))
@@ -158,7 +174,8 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         keys = KeySubscriber(channel, table, rules, limiter.rules_changed)
         gate = closed_gate(Doorkeeper(table, clock.wall_ns, keys.complete))
     upstreams = build_upstreams(settings, rules, clock, outbox)
-    attempts = Attempts(upstreams, journal, watch, clock, rng.random, loop, BreakerPolicy(), estimator)
+    attempts = Attempts(upstreams, journal, watch, clock, rng.random, loop, BreakerPolicy(), estimator, durable)
+    capture = build_capture(settings, slot, clock)
     gateway = Gateway(
         Router(settings.use_cases, settings.models, settings.default, settings.providers),
         Access(settings.tenants, closed=closed),
@@ -170,6 +187,8 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         partial(rng.getrandbits, 74),
         total_timeout_s=server_settings.total_timeout_s,
         in_flight_max=server_settings.in_flight_max,
+        capture=capture,
+        disk=durable,
     )
     server = build_server(loop, watch, gateway.serve, gate, server_settings, outbox)
     return Worker(
@@ -182,10 +201,22 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         limiter,
         channel,
         journal,
+        durable,
         tally_file,
         keys,
         server_settings.drain_timeout_s,
+        capture,
     )
+
+
+def build_capture(settings: Settings, slot: int, clock: SystemClock) -> Capture | None:
+    """None: nobody's content is kept."""
+    choice = Choice(settings)
+    if not choice.any:
+        return None
+    server, capture = settings.server, settings.capture
+    open_tray = partial(Tray, Path(server.state_dir), slot, capture.waiting_bytes_max // server.workers)
+    return Capture(choice, Porter(open_tray), clock, capture.body_bytes_max)
 
 
 def closed_gate(doorkeeper: Doorkeeper) -> Callable[[Request], None]:
@@ -234,6 +265,7 @@ def build_upstreams(settings: Settings, rules: Rules, clock: SystemClock, outbox
     secure = any(provider.base_url.startswith("https://") for provider in providers)
     tls = tls_context() if secure else None
     from_environment = Proxies.from_environment(os.environ)
+    announcer = Announcer(variables.sampler(os.environ))
 
     def upstream(provider: ProviderSettings) -> Upstream:
         proxies = Proxies.always(Proxy.parse(provider.proxy)) if provider.proxy else from_environment
@@ -249,7 +281,8 @@ def build_upstreams(settings: Settings, rules: Rules, clock: SystemClock, outbox
             outbox=outbox,
             weights=rules.weight,
         )
-        return Upstream(built, pool, RetryBudget(), LegWaits(timeouts.first_byte_s, timeouts.idle_s))
+        waits = LegWaits(timeouts.first_byte_s, timeouts.idle_s)
+        return Upstream(built, pool, RetryBudget(), waits, announcer if provider.trace else None)
 
     return {provider.name: upstream(provider) for provider in providers}
 
@@ -302,7 +335,8 @@ def build_books(
     journal, retention_s = identity(state_dir), settings.storage.retention_s
     url = settings.postgres_url
     if url is None:
-        in_file = SqliteStore(Path(settings.sqlite_path), migrations("sqlite"), clock, journal)
+        durable = settings.storage.journal.sync != "none"
+        in_file = SqliteStore(Path(settings.sqlite_path), migrations("sqlite"), clock, journal, durable=durable)
         return in_file, [] if retention_s is None else [SqliteRetention(in_file.file, retention_s)]
     try:
         from edgegw.ledger.postgres.store import PostgresStore
@@ -313,6 +347,27 @@ def build_books(
     address, known = parse_postgres(url.reveal()), migrations("postgres")
     store = PostgresStore(address, known, clock, journal)
     return store, [PostgresUpkeep(address, known, clock, retention_s)]
+
+
+def build_adoption(settings: Settings, clock: SystemClock, state_dir: Path, price: Price) -> Adoption | None:
+    """Who ships what gateways that are gone have left, into the database that is theirs and ours."""
+    patterns, url = settings.storage.journal.adopt, settings.postgres_url
+    if not patterns or url is None:
+        return None
+    from edgegw.ledger.postgres.store import PostgresStore  # build_books has seen that it is there
+
+    address, known = parse_postgres(url.reveal()), migrations("postgres")
+    return Adoption(state_dir, patterns, lambda journal: PostgresStore(address, known, clock, journal), clock, price)
+
+
+def adoption_figures(adoption: Adoption) -> dict[Family, Callable[[], Figure]]:
+    adopted = adoption.adopted
+    return {
+        names.ADOPTED_JOURNALS: lambda: adopted.journals,
+        names.ADOPTED_ROWS: lambda: adopted.rows,
+        names.ADOPTION_FAILURES: lambda: adopted.failures,
+        names.ADOPTED_DAMAGE: lambda: {(kind,): count for kind, count in asdict(adopted.damage).items()},
+    }
 
 
 def build_control(settings: Settings, channel: socket.socket, loop: asyncio.AbstractEventLoop) -> ControlProcess:
@@ -327,7 +382,9 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     memory = MemoryFile(state_dir, in_memory, channel_server.unspent) if shared is None else None
     if memory is not None:
         memory.load()
-    journals = Journals(channel_server, state_dir, settings.storage.journal)
+    sync = settings.storage.journal.sync
+    syncer = None if sync == "none" else Syncer(state_dir, settings.storage.journal.sync_interval_s)
+    journals = Journals(channel_server, state_dir, settings.storage.journal, syncer)
     shipper: Shipper
     metrics = Metrics(
         {
@@ -342,16 +399,31 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
             names.LEDGER_UPKEEP_ERRORS: lambda: upkeeper.tally.errors,
             names.LEDGER_INTERRUPTED: lambda: shipper.tally.interrupted,
             names.LEDGER_DAMAGE: lambda: {(kind,): count for kind, count in asdict(shipper.tally.damage).items()},
+            names.CONTENT_STORED: lambda: contents.tally.stored,
+            names.CONTENT_LOST: lambda: contents.tally.lost,
+            names.CONTENT_REMOVED: lambda: contents.tally.removed,
+            names.CONTENT_ERRORS: lambda: contents.tally.errors,
             names.JOURNAL_BYTES: journals.bytes,
             names.JOURNAL_TROUBLE: journals.troubled,
             names.JOURNAL_DROPPED: journals.dropped,
             names.JOURNAL_LOST: journals.lost,
+            names.JOURNAL_SYNC_ERRORS: journals.sync_errors,
         }
     )
     store, upkeeps = build_books(settings, clock, state_dir)
     prices = PriceList(settings.prices, settings.providers.values(), shipped_prices())
     upkeeper = Upkeeper(upkeeps, clock)
     shipper = Shipper(state_dir, store, clock, prices.price, [metrics.observe])
+    adoption = build_adoption(settings, clock, state_dir, prices.price)
+    if adoption is not None:
+        metrics.add(adoption_figures(adoption))
+    contents = ContentShipper(
+        state_dir,
+        content_store(place_of(settings), clock.wall_ns),
+        clock,
+        retention_s=settings.capture.retention_s,
+        bytes_max=settings.capture.bytes_max,
+    )
     control: ControlProcess
 
     def render() -> bytes:
@@ -361,8 +433,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     server = build_server(loop, watch, handler.serve, admin_gate, settings.server, Outbox())
     keys: KeyFeed | None = None
     if settings.auth == "keys":
-        key_store = SqliteKeys(Path(settings.sqlite_path), migrations("sqlite"), clock.wall_ns)
-        keys = KeyFeed(key_store, channel_server, rules, clock)
+        keys = KeyFeed(key_store(place_of(settings), clock.wall_ns), channel_server, rules, clock)
     control = ControlProcess(
         watch,
         channel_server,
@@ -371,7 +442,10 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
         shipper,
         store,
         journals,
+        syncer,
+        adoption,
         upkeeper,
+        contents,
         server,
         keys,
         settings.server.workers,

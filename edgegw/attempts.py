@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from edgegw import retry
 from edgegw.breaker import NOBODY, Breaker, BreakerPolicy, Pass, State, choose, ready_from
@@ -28,6 +28,8 @@ from edgegw.providers.base import Provider
 from edgegw.relay import StreamLeg
 from edgegw.reply_fields import target_fields
 from edgegw.tokens import TokenEstimator
+from edgegw.trace import Announcer
+from edgegw.used import used
 
 _CLOSED = State.CLOSED
 
@@ -43,6 +45,7 @@ class Upstream:
     pool: Pool
     budget: retry.RetryBudget
     waits: LegWaits
+    announcer: Announcer | None = None  # None: it is not told whose trace a call belongs to
 
 
 class AttemptBooks(Protocol):
@@ -53,6 +56,14 @@ class AttemptBooks(Protocol):
     def try_(self, exchange: Exchange, attempt: Attempt) -> None: ...
 
     def attempt(self, exchange: Exchange, attempt: Attempt) -> None: ...
+
+
+class Disk(Protocol):
+    """Has the records of an exchange, before it goes on (ledger/durable.py)."""
+
+    async def before_upstream(self) -> None: ...
+
+    async def before_client(self) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -102,9 +113,11 @@ class Attempts:
         loop: asyncio.AbstractEventLoop,
         breaker_policy: BreakerPolicy,
         estimator: TokenEstimator,
+        disk: Disk | None = None,
     ) -> None:
         self._upstreams = upstreams
         self._books = books
+        self._disk = disk
         self._watch = watch
         self._now = clock.now
         self._wall_ns = clock.wall_ns
@@ -153,15 +166,19 @@ class Attempts:
             if not is_retry:
                 upstream.budget.opened()
             try:
+                if self._disk is not None and exchange.begun:
+                    await self._disk.before_upstream()
                 leg: PlainLeg | StreamLeg
                 if ask.stream:
                     leg = self._stream_leg(current, exchange, ask, reply, deadline_s, fields)
                 else:
                     leg = PlainLeg(reply, self._watch, self._now, upstream.waits, deadline_s)
-                current.leg = leg
-                connection = upstream.pool.send(call.data, leg, exchange.tenant)
+                current.leg, data = leg, call.data
+                if upstream.announcer is not None:
+                    data = upstream.announcer.announced(data, exchange.id, exchange.trace, current.attempt.number)
+                connection = upstream.pool.send(data, leg, exchange.tenant)
                 if connection is None:
-                    connection = await self._loop.create_task(upstream.pool.open(call.data, leg, exchange.tenant))
+                    connection = await self._loop.create_task(upstream.pool.open(data, leg, exchange.tenant))
                 leg.sent(connection)
                 await leg
                 self._judge(current, exchange, ask, reply)
@@ -304,18 +321,17 @@ class Attempts:
     def _count(self, current: Try, attempt: Attempt, leg: Leg, exchange: Exchange, ask: Ask) -> None:
         """What the attempt used: the provider's own count, else ours of what was seen of its answer, marked so."""
         heard = current.answer or leg.heard
-        if heard is None:
-            return
-        usage = attempt.usage = heard.usage
-        attempt.finish_reason = heard.finish_reason
-        attempt.upstream_model = heard.model
-        if usage is not None and attempt.finish_reason is not None:
-            self._estimator.learn(exchange.tenant, attempt.target.model, ask.body, usage.input, usage.output)
-        elif 200 <= leg.status < 300 and leg.events:
-            # Broken off: a usage that came before the end (Anthropic's message_start) is only that of the prompt.
-            seen = usage or Usage(self._estimator.prompt_tokens(attempt.target.model, ask.body))
-            usage = attempt.usage = structs.replace(seen, output=max(seen.output, leg.events), estimated=True)
+        said: Usage | None = None
+        if heard is not None:
+            said = heard.usage
+            attempt.finish_reason = heard.finish_reason
+            attempt.upstream_model = heard.model
+        fault, model, estimator = current.fault, attempt.target.model, self._estimator
+        whole = attempt.finish_reason is not None or (current.unfinished is None and fault is None and not leg.gone)
+        usage = attempt.usage = used(said, whole, leg, fault, estimator, model, ask.body)
         if usage is not None:
+            if not usage.estimated:
+                estimator.learn(exchange.tenant, model, ask.body, usage.input, usage.output)
             total = exchange.usage
             exchange.usage = usage if total is None else total + usage
 

@@ -90,6 +90,7 @@ class JournalIs(msgspec.Struct, array_like=True, tag=22, gc=False):
     dropped: int
     dropped_refusals: int
     lost: int
+    unsynced: int
 
 
 Message = Want | Offer | GiveBack | Spent | Recall | Hello | Ready | Shares | Drain | KeyIs | KeysComplete | JournalIs

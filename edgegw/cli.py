@@ -12,7 +12,8 @@ import sys
 import click
 
 from edgegw import __version__
-from edgegw.cli_books import attempts, requests, tail, usage
+from edgegw.cli_books import attempts, ledger, requests, tail, usage
+from edgegw.cli_content import content
 from edgegw.cli_keys import keys
 from edgegw.cli_migrate import migrate_group
 from edgegw.cli_options import config_option, read_settings, settings_of
@@ -22,7 +23,7 @@ PORT = click.IntRange(0, 65_535)
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
-    commands=[attempts, keys, migrate_group, requests, tail, usage],
+    commands=[attempts, content, keys, ledger, migrate_group, requests, tail, usage],
 )
 @click.version_option(__version__, prog_name="edgegw")
 def main() -> None:
@@ -79,7 +80,10 @@ def schema() -> None:
     "--tokens", type=click.IntRange(min=1), default=24, show_default=True, help="Of an answer that nothing else bounds."
 )
 @click.option("--rules", metavar="FILE", help="YAML rules for faults; see docs/simulator.md.")
-def simulate(host: str, port: int, seed: int, latency: str, pace: str, tokens: int, rules: str | None) -> None:
+@click.option("--log", metavar="FILE", help="A line of JSON per request, appended when it has ended.")
+def simulate(
+    host: str, port: int, seed: int, latency: str, pace: str, tokens: int, rules: str | None, log: str | None
+) -> None:
     """Run a simulated provider, with faults on demand.
 
     It speaks OpenAI Chat Completions and Anthropic Messages, plain and streamed; see docs/simulator.md.
@@ -87,7 +91,7 @@ def simulate(host: str, port: int, seed: int, latency: str, pace: str, tokens: i
     from edgegw.simulator import run as simulator
 
     try:
-        simulator.run(host, port, seed=seed, latency=latency, pace=pace, tokens=tokens, rules_path=rules)
+        simulator.run(host, port, seed=seed, latency=latency, pace=pace, tokens=tokens, rules_path=rules, log_path=log)
     except simulator.BadOptionError as error:
         raise click.UsageError(str(error)) from None
     except simulator.ListenError as error:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import click
 
-from edgegw.cli_options import config_option, database, db_option, json_option, own_limits, with_options
+from edgegw.cli_options import books_option, config_option, json_option, own_limits, place_of_keys, with_options
 
 
 @click.group()
@@ -21,7 +21,7 @@ def keys() -> None:
 
 @keys.command()
 @config_option
-@db_option
+@books_option
 @click.option("--tenant", "-t", required=True, help="Whose key it is.")
 @click.option("--name", default="", help="What it is for, to tell it from the tenant's others.")
 @click.option("--expires", metavar="TIME", help="90d, 12h, or 2027-01-01 (UTC) [never].")
@@ -40,13 +40,13 @@ def create(
     from edgegw.keys import command
 
     with _complaints():
-        key, credential = command.create(database(config, db), tenant, name, expires, acts_for, limits)
+        key, credential = command.create(place_of_keys(config, db), tenant, name, expires, acts_for, limits)
     _show_key(key.id, f"of tenant {key.tenant}, expires: {command.when(key.expires_ns)}", credential)
 
 
 @keys.command("list")
 @config_option
-@db_option
+@books_option
 @click.option("--tenant", "-t", help="Of this tenant only.")
 @json_option
 def list_keys(config: str | None, db: str | None, tenant: str | None, as_json: bool) -> None:
@@ -54,26 +54,26 @@ def list_keys(config: str | None, db: str | None, tenant: str | None, as_json: b
     from edgegw.keys import command
 
     with _complaints():
-        for line in command.lines(database(config, db), tenant, as_json):
+        for line in command.lines(place_of_keys(config, db), tenant, as_json):
             click.echo(line)
 
 
 @keys.command()
 @config_option
-@db_option
+@books_option
 @click.argument("key", metavar="ID|PREFIX")
 def revoke(config: str | None, db: str | None, key: str) -> None:
     """End a key, within a second."""
     from edgegw.keys import command
 
     with _complaints():
-        found, before = command.revoke(database(config, db), key)
+        found, before = command.revoke(place_of_keys(config, db), key)
     click.echo(f"{found.id} of tenant {found.tenant} {'was revoked before' if before else 'is revoked'}")
 
 
 @keys.command()
 @config_option
-@db_option
+@books_option
 @click.argument("key", metavar="ID|PREFIX")
 @click.option("--grace", metavar="TIME", default="24h", show_default=True, help="How long the old key still works.")
 @click.option("--expires", metavar="TIME", help="Of the new one [lives as long as the old one was to].")
@@ -85,14 +85,14 @@ def rotate(config: str | None, db: str | None, key: str, grace: str, expires: st
     from edgegw.keys import command
 
     with _complaints():
-        old, new, credential = command.rotate(database(config, db), key, grace, expires)
+        old, new, credential = command.rotate(place_of_keys(config, db), key, grace, expires)
     click.echo(f"{old.id} expires: {command.when(old.expires_ns)}", err=True)
     _show_key(new.id, f"of tenant {new.tenant}, expires: {command.when(new.expires_ns)}", credential)
 
 
 @keys.command()
 @config_option
-@db_option
+@books_option
 @click.argument("key", metavar="ID|PREFIX")
 @with_options(own_limits)
 @click.option(
@@ -106,7 +106,7 @@ def limit(config: str | None, db: str | None, key: str, lifted: tuple[str, ...],
     from edgegw.keys import command
 
     with _complaints():
-        changed = command.limit(database(config, db), key, limits, lifted)
+        changed = command.limit(place_of_keys(config, db), key, limits, lifted)
     told = ", ".join(f"{name}: {value}" for name, value in command.limits_of(changed).items())
     click.echo(f"{changed.id} of tenant {changed.tenant}: {told or 'no limits of its own'}")
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from edgegw.keys.place import Place
     from edgegw.ledger.books import Books
     from edgegw.settings import Settings
 
@@ -27,7 +28,6 @@ config_option = click.option("--config", "-c", metavar="FILE", help="Settings fi
 books_option = click.option(
     "--db", metavar="FILE|URL", help="A SQLite file, or the URL of a PostgreSQL [what the settings name]."
 )
-db_option = click.option("--db", metavar="FILE", help="The SQLite file [the one that the settings name].")
 limit_option = click.option(
     "--limit", "-n", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many."
 )
@@ -69,19 +69,52 @@ def settings_of(config: str | None) -> Settings:
     return settings
 
 
-def database(config: str | None, db: str | None) -> Path:
-    """The SQLite file that a command is for."""
-    return Path(settings_for_reading(config).sqlite_path if db is None else db)
+def place_of_keys(config: str | None, db: str | None) -> Place:
+    """Where a command finds the keys: at `db`, a path or a URL, or where the settings say."""
+    from edgegw.keys.place import named_place, place_of
+
+    if db is None:
+        return place_of(settings_for_reading(config))
+    try:
+        return named_place(db)
+    except ValueError as error:
+        raise click.BadParameter(str(error) or "not an address of PostgreSQL", param_hint="--db") from None
 
 
 def open_books(config: str | None, db: str | None) -> Books:
     """The books that a command is to read: those at `db`, a path or a URL, or those that the settings name."""
     from edgegw.ledger.books import SqliteBooks
     from edgegw.ledger.schema import migrations
+    from edgegw.settings.database_address import is_postgres
     from edgegw.settings.model import SQLITE
 
-    path = Path(settings_for_reading(config).sqlite_path if db is None else db.removeprefix(SQLITE))
-    return SqliteBooks(path, migrations("sqlite"))
+    if db is None:
+        settings = settings_for_reading(config)
+        url = settings.postgres_url
+        db = settings.sqlite_path if url is None else url.reveal()
+    if is_postgres(db):
+        return _open_postgres(db)
+    return SqliteBooks(Path(db.removeprefix(SQLITE)), migrations("sqlite"))
+
+
+def _open_postgres(url: str) -> Books:
+    from edgegw.ledger.schema import migrations
+    from edgegw.settings import parse_postgres
+
+    try:
+        address = parse_postgres(url)
+    except ValueError as error:
+        raise click.BadParameter(str(error) or "not the URL of a PostgreSQL", param_hint="--db") from None
+    try:
+        from edgegw.ledger.postgres.books import PostgresBooks
+    except ImportError as error:
+        raise click.ClickException(f"PostgreSQL needs {error.name}: pip install 'edgegw[postgres]'") from None
+    return PostgresBooks(address, migrations("postgres"))
+
+
+def state_dir_of(config: str | None) -> Path:
+    """Where the gateway of these settings keeps its journals."""
+    return Path(settings_for_reading(config).server.state_dir)
 
 
 def settings_for_reading(config: str | None) -> Settings:

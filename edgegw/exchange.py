@@ -34,7 +34,7 @@ State = Literal[
 
 class Usage(msgspec.Struct, gc=False):
     """Tokens as the provider counted them, in OpenAI's sense: `input` includes `cached` and `cache_write`, `output`
-    includes `reasoning`. `estimated` is True when the provider did not say and we counted ourselves."""
+    includes `reasoning`. `estimated` is True when the provider did not say, or only a part, and we counted the rest."""
 
     input: int = 0
     output: int = 0
@@ -141,6 +141,7 @@ class Exchange(msgspec.Struct, gc=False):
     use_case: str | None = None
     session_id: str | None = None  # as the client's own program names its session and its user
     user_id: str | None = None
+    trace: str | None = None  # the client's, as trace.received gives it
     model_asked: str | None = None
     stream: bool = False
     route: Route | None = None

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
+from edgegw.dialects.texts import text_bytes_of_body
 from edgegw.errand import Wakeup
 from edgegw.errors import UpstreamFault
 from edgegw.exchange import Usage
@@ -139,9 +140,14 @@ class Leg(Wakeup):
         return None
 
     @property
-    def events(self) -> int:
-        """Events of a stream so far: about a token each."""
-        return 0
+    def answered(self) -> bool:
+        """Content of a streamed answer has come."""
+        return False
+
+    def volume(self) -> tuple[int, int]:
+        """How much has been said, as far as it can be told: in so many pieces with text (of a stream), and bytes of
+        text. Slow: for answers that nobody else has counted."""
+        return 0, 0
 
     @property
     def over(self) -> bool:
@@ -302,6 +308,9 @@ class PlainLeg(Leg):
             self._size = len(data)
         else:
             self._collect(data, ERROR_BODY_BYTES_MAX if self._stage is ERROR else PLAIN_BODY_BYTES_MAX)
+
+    def volume(self) -> tuple[int, int]:
+        return 0, text_bytes_of_body(self.body or b"".join(self._pieces))
 
     def on_end(self) -> None:
         if self._stage is OVER:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from edgegw.dialects.base import StreamReader
+from edgegw.dialects.texts import text_bytes_of_events
 from edgegw.errors import UpstreamFault
 from edgegw.http.reply import Reply
 from edgegw.http.watch import NEVER, Watch
@@ -24,6 +25,7 @@ GATE_WAIT_S = 15.0
 TAIL_WAIT_S = 2.0
 # Raw events that bypassed the reader and are looked at when the stream ends: finish and usage are in the last two.
 RECENT_EVENTS = 8
+_FRAMING_BYTES = 6  # of a chunk with an event in it: its size and two line ends
 
 
 class StreamLeg(Leg):
@@ -32,8 +34,10 @@ class StreamLeg(Leg):
     __slots__ = (
         "_client",
         "_fields",
+        "_first",
         "_gate_until_s",
         "_needles",
+        "_opening_bytes",
         "_passed_events",
         "_reader",
         "_recent",
@@ -61,15 +65,35 @@ class StreamLeg(Leg):
         self._recent: deque[bytes] | None = None
         self._passed_events = 0
         self._client, self._send = reply.wire()
+        self._first = b""  # what the client got when the stream was committed
+        self._opening_bytes = 0  # that, and the head before it
         self.last = b""
 
     @property
     def heard(self) -> Heard | None:
+        if self._recent:  # the client left, and what passed by is still unread
+            self._reader.recall([_unframed(raw) for raw in self._recent])
         return self._reader
 
     @property
-    def events(self) -> int:
-        return self._reader.events + self._passed_events
+    def answered(self) -> bool:
+        return self._reader.opened
+
+    def volume(self) -> tuple[int, int]:
+        """From the first events and the last ones that passed by, which show how much of an event is text, and the
+        bytes that went to the client: nothing is counted per event."""
+        first = text_bytes_of_events(self._first or b"".join(self._pieces))
+        last = [event for raw in self._recent or () for event in text_bytes_of_events(_unframed(raw))]
+        mute = [size - text + _FRAMING_BYTES for size, text in last or first if text]
+        later = max(0, self._reader.events + self._passed_events - len(first))
+        text_bytes = sum(text for _, text in first)
+        if later and mute:
+            sent = self.reply.bytes_out - self._opening_bytes
+            text_bytes += max(0, round(sent - later * sum(mute) / len(mute)))
+        silent = sum(not text for _, text in first + last)
+        if self._reader.finish_reason is not None and later and all(text for _, text in last):
+            silent += 1  # the finish has passed, in an event of its own as with most
+        return max(0, len(first) + later - silent), text_bytes
 
     # -- per chunk --
 
@@ -182,6 +206,7 @@ class StreamLeg(Leg):
             if reply.write_paused:  # by the reply before, on the same connection
                 connection.pause()
         reply.start(200, self._fields(), held)
+        self._first, self._opening_bytes = held, reply.bytes_out
         self._set_lane()
 
     def _set_lane(self) -> None:
@@ -197,7 +222,7 @@ class StreamLeg(Leg):
     def _recall(self) -> None:
         """What bypassed the reader is looked at now: finish, usage and model are in it. Chunk framing is taken off."""
         if self._recent:
-            self._reader.recall([raw[raw.find(b"\r\n") + 2 : -2] for raw in self._recent])
+            self._reader.recall([_unframed(raw) for raw in self._recent])
             self._recent.clear()
 
     def _close(self, out: bytes) -> None:
@@ -223,3 +248,8 @@ class StreamLeg(Leg):
             self._watch.add(self)
             self.expires_s = self._watch.now_s + TAIL_WAIT_S
         self.fire()
+
+
+def _unframed(raw: bytes) -> bytes:
+    """What is in a chunk."""
+    return raw[raw.find(b"\r\n") + 2 : -2]

@@ -28,6 +28,8 @@ OUTPUT_TRIES = 4  # before so many answers were seen, the larger of guess and ex
 OUTPUT_STEP_MIN = 0.1  # smallest step of the percentile: up by 9 %, down by 1 %, so it forgets within 100 answers
 OUTPUT_FIRST = 2.0  # the first answer is taken for a middling one; the 90th percentile of answers is about twice that
 
+PIECE_TOKENS = 2  # pieces of a stream that are no longer than this on average are a token each
+
 WELL_KNOWN_ANSWERS = 64  # of a tenant and model; from then on a sample is enough
 LEARN_EVERY = 8
 
@@ -180,6 +182,12 @@ class TokenEstimator:
         if size <= _STRIDE_BYTES:  # too short for an attachment
             return self.prompt.estimate(model, size)
         return self.prompt.estimate(model, size, *attachments(body))
+
+    def answer_tokens(self, model: str, pieces: int, text_bytes: int) -> int:
+        """Of an answer that nobody counted: it came in so many pieces with text, none if it was not streamed. Most
+        providers send a token a piece; where pieces are longer, the bytes tell."""
+        by_bytes = ceil(text_bytes / self.prompt.ratio(model))
+        return pieces if by_bytes < PIECE_TOKENS * pieces else by_bytes
 
     def learn(self, tenant: str, model: str, body: bytes, input_tokens: int, output_tokens: int) -> None:
         """What the provider counted. Prompts with attachments say nothing about the ratio. Of what is well known only

@@ -17,10 +17,12 @@ from edgegw.attempts import Attempts, Upstream
 from edgegw.channel import Channel, ChannelClient, Drain, JournalIs
 from edgegw.child import Lifeline
 from edgegw.clock import Clock
+from edgegw.content.capture import Capture
 from edgegw.gateway import Gateway
 from edgegw.http.server import Server
 from edgegw.http.watch import Watch
 from edgegw.keys.subscriber import KeySubscriber
+from edgegw.ledger.durable import Durable
 from edgegw.ledger.journal import Journal
 from edgegw.limits.limiter import Limiter
 
@@ -48,9 +50,18 @@ class JournalTeller:
         channel.on_closed(self._forget)
 
     def tell(self) -> None:
-        journal, trouble = self._journal, self._journal.trouble
+        journal = self._journal
+        trouble = journal.trouble or journal.sync_trouble
         state, reason = ("ok", "") if trouble is None else (trouble.state, trouble.reason)
-        word = JournalIs(state, reason, journal.full, journal.dropped, journal.dropped_refusals, journal.lost)
+        word = JournalIs(
+            state,
+            reason,
+            journal.full,
+            journal.dropped,
+            journal.dropped_refusals,
+            journal.lost,
+            journal.unsynced,
+        )
         if word != self._told and self._channel.send(word):
             self._told = word
 
@@ -71,9 +82,11 @@ class Worker:
     limiter: Limiter
     channel: ChannelClient
     journal: Journal
+    durable: Durable | None  # None: no request waits for the disk
     tally: Path
     keys: KeySubscriber | None  # None: nobody needs a key
     drain_timeout_s: float
+    capture: Capture | None  # None: nobody's content is kept
 
     async def run(self, listening: socket.socket, lifeline: Lifeline) -> int:
         """From the first connection to the last. The exit code."""
@@ -100,7 +113,11 @@ class Worker:
         for upstream in self.upstreams.values():
             await upstream.pool.close()
         self.watch.stop()
+        if self.durable is not None:
+            self.durable.close()
         self.journal.close()
+        if self.capture is not None:
+            self.capture.close()
         self.tally.unlink(missing_ok=True)
         return 0
 
@@ -145,6 +162,7 @@ class Worker:
             "loop_lag_seconds": lag_s,
             "resident_bytes": resident_bytes(),
             "limits_degraded": float(self.limiter.degraded),
+            **({} if self.capture is None else self.capture.gauges()),
         }
 
 

@@ -36,7 +36,7 @@ _STOP_S = 15.0
 _ROWS_S = 15.0
 _POLL_S = 0.02
 # What must not come in from the developer's own shell.
-_FOREIGN_PREFIXES = ("EDGEGW_", "OPENAI_", "ANTHROPIC_")
+_FOREIGN_PREFIXES = ("EDGEGW_", "OPENAI_", "ANTHROPIC_", "OTEL_")
 _FOREIGN = {"PORT", "REDIS_URL", "DATABASE_URL", "TOKENS_PER_MINUTE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"}
 
 Row = dict[str, Any]

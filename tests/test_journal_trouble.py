@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import re
 import shutil
+import sqlite3
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_traces import states
 from rig import SERVE, Gateway, Simulator, StartGateway, ask, chat, eventually, free_port, providers
 
 pytestmark = pytest.mark.system
@@ -39,6 +40,15 @@ def metric(running: Gateway, name: str) -> float:
     return float(found[1])
 
 
+def rows_in(path: Path) -> list[str]:
+    """The states of all requests in a database, none while it is being made."""
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            return [state for (state,) in connection.execute("SELECT state FROM requests")]
+    except sqlite3.OperationalError:
+        return []
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_state_directory_that_is_away_ends_in_the_policy_and_comes_back(
     simulator: Simulator, gateway: StartGateway, tmp_path: Path, policy: str
@@ -49,6 +59,7 @@ def test_a_state_directory_that_is_away_ends_in_the_policy_and_comes_back(
         "ready": True,
         "state": "ok",
         "policy": policy,
+        "sync": "none",
         "bytes": 2 * (8 << 20),
         "bytes_max": 1 << 30,
         "dropped": 0,
@@ -70,7 +81,7 @@ def test_a_state_directory_that_is_away_ends_in_the_policy_and_comes_back(
     told = eventually("no trouble", lambda: journal(running), lambda told: told["state"] == "ok", WAIT_S)
     assert told["ready"]
     assert chat(running.url, "good").status == 200
-    eventually("both rows", lambda: states(tmp_path / "books.db"), lambda found: len(found) == 2, WAIT_S)
+    eventually("both rows", lambda: rows_in(tmp_path / "books.db"), lambda found: len(found) == 2, WAIT_S)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -79,15 +90,36 @@ def test_a_state_directory_that_was_deleted_is_begun_anew(
 ) -> None:
     running = gateway(settings(simulator, policy, database_url=f"sqlite:///{tmp_path}/books.db"))
     assert chat(running.url, "good").status == 200
-    eventually("the row", lambda: states(tmp_path / "books.db"), lambda found: len(found) == 1, WAIT_S)
+    eventually("the row", lambda: rows_in(tmp_path / "books.db"), lambda found: len(found) == 1, WAIT_S)
     shutil.rmtree(running.state_dir)
     eventually("trouble", lambda: journal(running), lambda told: told["state"] == "failing", WAIT_S)
     running.state_dir.mkdir()
     eventually("no trouble", lambda: journal(running), lambda told: told["state"] == "ok", WAIT_S)
     assert chat(running.url, "good").status == 200
-    eventually("the second row", lambda: states(tmp_path / "books.db"), lambda found: len(found) == 2, WAIT_S)
+    eventually("the second row", lambda: rows_in(tmp_path / "books.db"), lambda found: len(found) == 2, WAIT_S)
     assert "what of them was not shipped is lost" in running.running.said
     assert "Traceback" not in running.running.said
+
+
+@pytest.mark.parametrize("sync", ["none", "interval", "always"])
+def test_requests_wait_for_the_disk_and_end_as_ever(simulator: Simulator, gateway: StartGateway, sync: str) -> None:
+    wanted = settings(simulator, "refuse")
+    wanted["storage"]["journal"] |= {"sync": sync, "sync_interval": "50ms"}
+    wanted["models"] |= {"bad": {"targets": ["sim/sim-500", "claude/good"]}}
+    running = gateway(wanted)
+    answers = [chat(running.url, "good", stream=number % 2 == 0).status for number in range(6)]
+    assert answers == [200] * 6
+    assert chat(running.url, "bad").status == 200
+    assert chat(running.url, "nobody knows it").status == 404
+    rows = running.rows("requests", lambda rows: len(rows) == 8)
+    assert sorted(row["state"] for row in rows) == ["complete"] * 7 + ["refused"]
+    told = journal(running)
+    assert (told["sync"], told["state"]) == (sync, "ok")
+    assert metric(running, 'edgegw_journal_sync_errors_total{kind="round"}') == 0
+    assert metric(running, 'edgegw_journal_sync_errors_total{kind="wait"}') == 0
+    code, said = running.stop()
+    assert code == 0
+    assert "Traceback" not in said
 
 
 def test_a_state_directory_that_cannot_be_used_is_said_at_the_start(tmp_path: Path) -> None:

@@ -1,25 +1,31 @@
-"""Keys in SQLite: changes are numbered, ends only come nearer, and a file that is wrong is a KeyStoreError."""
+"""Keys in a database: changes are numbered, ends only come nearer, and what is wrong with it is a KeyStoreError.
+
+The first part is what both databases promise, the second SQLite's alone. PostgreSQL's is test_postgres_keys.py.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from edgegw.keys.making import make_key
+from edgegw.keys.place import key_store, named_place
 from edgegw.keys.sqlite import SqliteKeys
-from edgegw.keys.store import Changes, KeyStoreError
+from edgegw.keys.store import Changes, KeyStore, KeyStoreError
 from edgegw.keys.table import Key
 from edgegw.ledger.schema import migrations
 from edgegw.settings import OwnLimits
+
+Open = Callable[[], KeyStore]
 
 
 def new_key(tenant: str = "acme", **fields: object) -> Key:
@@ -42,35 +48,43 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "books.db"
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.system)])
+def opens(request: pytest.FixtureRequest, path: Path) -> Open:
+    """Opens a store in the database of the test, as often as it is called."""
+    place = str(path) if request.param == "sqlite" else request.getfixturevalue("postgres").dsn
+    return lambda: key_store(named_place(place), lambda: 1, 5.0)
+
+
 @pytest.fixture
-async def reader(path: Path) -> AsyncIterator[SqliteKeys]:
-    store = sqlite_keys(path, 0.05)
+async def store(opens: Open) -> AsyncIterator[KeyStore]:
+    store = opens()
     yield store
     await store.close()
 
 
 @pytest.fixture
-async def writer(path: Path) -> AsyncIterator[SqliteKeys]:
-    store = sqlite_keys(path)
+async def elsewhere(opens: Open) -> AsyncIterator[KeyStore]:
+    """Another process's."""
+    store = opens()
     yield store
     await store.close()
 
 
-async def test_a_key_comes_back_as_it_went_in(reader: SqliteKeys, writer: SqliteKeys) -> None:
+async def test_a_key_comes_back_as_it_went_in(store: KeyStore, elsewhere: KeyStore) -> None:
     keys = (new_key(), new_key("é", name="", acts_for=(), limits=OwnLimits(), expires_ns=5, revoked_ns=6))
-    await writer.write(keys)
-    assert await reader.changes(0) == Changes(keys, 2, True)
-    assert await reader.changes(2) == Changes((), 2, False)
+    await elsewhere.write(keys)
+    assert await store.changes(0) == Changes(keys, 2, True)
+    assert await store.changes(2) == Changes((), 2, False)
 
 
-async def test_a_reader_sees_what_another_process_changed(reader: SqliteKeys, writer: SqliteKeys) -> None:
-    assert await reader.changes(0) == Changes((), 0, True)
+async def test_a_reader_sees_what_another_process_changed(store: KeyStore, elsewhere: KeyStore) -> None:
+    assert await store.changes(0) == Changes((), 0, True)
     one, two = new_key(), new_key()
-    await writer.write([one])
-    await writer.write([two])
-    assert await reader.changes(0) == Changes((one, two), 2, False)
-    await writer.write([replace(one, revoked_ns=77)])
-    changes = await reader.changes(2)
+    await elsewhere.write([one])
+    await elsewhere.write([two])
+    assert await store.changes(0) == Changes((one, two), 2, False)
+    await elsewhere.write([replace(one, revoked_ns=77)])
+    changes = await store.changes(2)
     assert (changes.version, changes.whole) == (3, False)
     assert [(key.id, key.revoked_ns) for key in changes.keys] == [(one.id, 77)]
 
@@ -78,10 +92,11 @@ async def test_a_reader_sees_what_another_process_changed(reader: SqliteKeys, wr
 ENDS = st.none() | st.integers(1, 100)
 
 
-def test_an_end_that_is_set_only_comes_nearer(path: Path) -> None:
+def test_an_end_that_is_set_only_comes_nearer(opens: Open) -> None:
     with asyncio.Runner() as runner:
-        store = sqlite_keys(path)
+        store = opens()
 
+        @settings(deadline=None)
         @given(st.lists(st.tuples(ENDS, ENDS), min_size=1, max_size=8))
         def law(ends: list[tuple[int | None, int | None]]) -> None:
             fresh = new_key()
@@ -96,19 +111,71 @@ def test_an_end_that_is_set_only_comes_nearer(path: Path) -> None:
         runner.run(store.close())
 
 
-async def test_nothing_of_a_key_but_its_limits_and_its_ends_can_be_changed(writer: SqliteKeys) -> None:
+async def test_nothing_of_a_key_but_its_limits_and_its_ends_can_be_changed(store: KeyStore) -> None:
     key, limits = new_key(), OwnLimits(tokens_per_day=7)
-    await writer.write([key])
-    await writer.write([replace(key, tenant="other", digest=bytes(32), acts_for=("*",), limits=limits)])
-    assert (await writer.changes(0)).keys == (replace(key, limits=limits),)
+    await store.write([key])
+    await store.write([replace(key, tenant="other", digest=bytes(32), acts_for=("*",), limits=limits)])
+    assert (await store.changes(0)).keys == (replace(key, limits=limits),)
 
 
-async def test_all_or_none_are_written(writer: SqliteKeys) -> None:
+async def test_all_or_none_are_written(store: KeyStore) -> None:
     key = new_key()
-    await writer.write([key])
+    await store.write([key])
     with pytest.raises(KeyStoreError, match="digest"):
-        await writer.write([new_key(), new_key(digest=key.digest)])
-    assert (await writer.changes(0)).keys == (key,)
+        await store.write([new_key(), new_key(digest=key.digest)])
+    assert (await store.changes(0)).keys == (key,)
+
+
+async def test_what_no_column_holds_is_not_written(store: KeyStore) -> None:
+    for wrong in (new_key("\ud800"), new_key(expires_ns=2**63)):
+        with pytest.raises(KeyStoreError):
+            await store.write([wrong])
+    assert (await store.changes(0)).keys == ()
+
+
+async def test_numbers_become_visible_in_their_order(opens: Open, store: KeyStore) -> None:
+    """Whoever reads on from the last number that it knows sees every change, however many write at once."""
+    writers = [opens() for _ in range(8)]
+    await asyncio.gather(*(writer.changes(0) for writer in writers))
+    known: set[str] = set()
+    version = (await store.changes(0)).version
+
+    async def write(writer: KeyStore) -> list[str]:
+        keys = [new_key() for _ in range(20)]
+        for first, second in zip(keys[::2], keys[1::2], strict=True):
+            await writer.write([first, second])
+        return [key.id for key in keys]
+
+    writing = asyncio.gather(*map(write, writers))
+    while True:
+        last = writing.done()
+        changes = await store.changes(version)
+        assert not changes.whole
+        known |= {key.id for key in changes.keys}
+        version = changes.version
+        if last:
+            break
+    assert known == {key for keys in await writing for key in keys}
+    assert version == 160
+    for writer in writers:
+        await writer.close()
+
+
+# -- SQLite's --
+
+
+@pytest.fixture
+async def reader(path: Path) -> AsyncIterator[SqliteKeys]:
+    store = sqlite_keys(path, 0.05)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def writer(path: Path) -> AsyncIterator[SqliteKeys]:
+    store = sqlite_keys(path)
+    yield store
+    await store.close()
 
 
 async def test_another_file_in_its_place_is_read_as_a_whole(reader: SqliteKeys, path: Path, tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ class House:
     """A gateway and what its operator types."""
 
     gateway: Gateway
+    db: str | None = None  # where keys are, if not in the state directory
 
     def keys(self, *arguments: str) -> str:
         """What `edgegw keys …` prints."""
@@ -74,7 +75,7 @@ class House:
             "keys",
             *arguments,
             "--db",
-            str(self.gateway.state_dir / "edgegw.db"),
+            self.db or str(self.gateway.state_dir / "edgegw.db"),
         ]
         env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=WAIT_S, check=False)

@@ -30,39 +30,43 @@ LAYERS: dict[int, str] = {
         settings.load settings.schema settings.describe settings.specs settings.tenant_fields settings.tenant_checks
     """,
     1: """
-        access pattern routing retry breaker tokens endpoints reply_fields price_table prices
+        access pattern trace routing retry breaker tokens endpoints reply_fields price_table prices client_ids
         http.__init__ http.request http.chunked http.known_head http.connection http.response http.outbox http.reply
-        http.sse
+        http.proxies http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
         dialects.openai_chat_request dialects.openai_chat_messages dialects.openai_chat_reply
-        dialects.openai_chat_stream dialects.openai_chat_writer dialects.anthropic_schema dialects.anthropic_turns
-        dialects.anthropic_request dialects.anthropic_messages dialects.anthropic_stream
+        dialects.openai_chat_stream dialects.openai_chat_writer dialects.texts
+        dialects.anthropic_schema dialects.anthropic_turns dialects.anthropic_request dialects.anthropic_messages
+        dialects.anthropic_stream
         providers.__init__ providers.base providers.retry_after providers.models providers.openai providers.anthropic
         providers.compatible providers.registry
-        keys.__init__ keys.table keys.store
+        keys.__init__ keys.table keys.store keys.rows
         limits.__init__ limits.words limits.meter limits.bucket limits.lease limits.standing
         limits.redis.__init__ limits.redis.keys limits.redis.script limits.redis.absence limits.redis.tab
         limits.rules limits.holdings limits.turns
         ledger.__init__ ledger.record ledger.encoding ledger.store ledger.usage ledger.assembly
         ledger.postgres.__init__ ledger.postgres.days
-        ledger.questions ledger.tables
-        telemetry.__init__ telemetry.names
+        ledger.questions ledger.tables ledger.verify.__init__ ledger.verify.findings ledger.verify.rules
+        content.__init__ content.record content.wire content.choice content.store content.answer
+        telemetry.__init__ telemetry.names telemetry.variables
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
     """,
     2: """
-        errand leg relay channel channel_server
+        errand leg relay used channel channel_server
         http.watch http.client_connection http.server http.dial http.upstream_connection http.upstream
-        keys.making keys.sqlite keys.subscriber keys.feed
+        keys.making keys.sqlite keys.postgres keys.place keys.subscriber keys.feed
         limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
         limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.replicas
         limits.redis.authority
         ledger.segment ledger.identity ledger.room ledger.life
-        ledger.journal ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
+        ledger.journal ledger.durable ledger.syncing ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
         ledger.sqlite_retention ledger.upkeep ledger.books
-        ledger.shipper ledger.rejected ledger.telling
+        ledger.verify.kept ledger.verify.lives ledger.verify.rows ledger.verify.verify
+        ledger.shipper ledger.adoption ledger.rejected ledger.telling
         ledger.postgres.connection ledger.postgres.schema ledger.postgres.partitions ledger.postgres.store
-        ledger.postgres.upkeep
+        ledger.postgres.upkeep ledger.postgres.books
+        content.files content.porter content.capture content.sqlite content.postgres content.place content.shipper
         telemetry.metrics
         simulator.rules_file
     """,
@@ -72,8 +76,8 @@ LAYERS: dict[int, str] = {
         simulator.server
     """,
     4: """
-        __main__ app cli cli_books cli_keys cli_migrate cli_options migrate supervisor child doors worker demo
-        show keys.command simulator.run
+        __main__ app cli cli_books cli_content cli_keys cli_migrate cli_options migrate supervisor child doors worker
+        demo show keys.command content.command simulator.run
     """,
 }
 
@@ -85,6 +89,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "endpoints": ("http.request",),  # paths and methods of a request
     "reply_fields": ("http.reply",),  # header lines of a reply
     "access": ("http.request", "keys.table", "pattern", "routing"),  # from who asks to the routes they may take
+    "dialects.texts": ("http.sse",),
     "dialects.openai_chat_stream": ("http.sse",),  # a stream is server-sent events
     "dialects.anthropic_stream": ("http.sse",),
     "providers.base": ("dialects.base", "dialects.openai_chat_reply"),  # a provider is a dialect plus an address
@@ -106,14 +111,27 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "http.client_connection": ("errand",),  # a handler is run on the spot until it has to wait
     "leg": ("errand", "http.watch"),  # the end of a leg wakes its request; its waits are the watch's
     "relay": ("leg", "http.watch"),  # a leg that streams
+    # What is verified is the ledger: a package of its own, within it.
+    "ledger.verify.findings": ("ledger.tables",),
+    "ledger.verify.rules": ("ledger.questions", "ledger.usage"),
+    "ledger.verify.kept": ("ledger.life", "ledger.segment"),
+    "ledger.verify.lives": ("ledger.books", "ledger.segment"),
+    "ledger.verify.rows": ("ledger.books",),
+    "ledger.verify.verify": ("ledger.books", "ledger.identity", "ledger.life", "ledger.rejected"),
+    "ledger.postgres.books": ("ledger.books", "ledger.schema"),
+    "ledger.durable": ("errand",),  # a request waits for the disk in its errand
+    "used": ("leg",),  # what was seen of an answer
     "ledger.postgres.schema": ("ledger.schema",),  # the files of both databases are found in one place
     "ledger.postgres.store": ("ledger.schema",),
     "ledger.postgres.upkeep": ("ledger.schema",),
     "keys.sqlite": ("ledger.schema", "ledger.sqlite_file"),  # one database, one schema
+    "keys.postgres": ("ledger.schema", "ledger.postgres.connection", "ledger.postgres.schema"),
+    "keys.place": ("ledger.schema",),
     "keys.subscriber": ("channel",),  # hears of keys over the channel
     "keys.feed": ("channel", "channel_server"),  # … and says them to every worker
     "channel_server": ("channel", "limits.authority", "limits.tally"),  # the two ends speak the same messages
     "routing": ("pattern",),
+    "telemetry.variables": ("trace",),  # one of them is the sampler
     "prices": ("ledger.record", "pattern", "price_table"),  # of an attempt as it stands in the books
     "limits.rules": ("pattern",),
     "limits.redis.absence": ("limits.bucket", "limits.meter"),  # the same shapes and words, counted elsewhere
@@ -121,12 +139,18 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "limits.redis.script": ("limits.bucket", "limits.meter"),
     "limits.redis.tab": ("limits.bucket", "limits.meter"),
     "limits.accounts": ("channel",),  # what a lease lacks is asked for over the channel
+    "content.wire": ("http.reply",),  # takes off what http put on
+    "content.answer": ("http.sse",),  # a stream is server-sent events
+    "content.sqlite": ("ledger.schema", "ledger.sqlite", "ledger.sqlite_file"),  # one database, one schema
+    "content.place": ("keys.place", "ledger.schema"),
+    "content.postgres": ("ledger.postgres.connection", "ledger.postgres.schema", "ledger.schema"),
     "gateway": ("attempts", "phases"),
     "app": ("child", "supervisor", "worker"),
     "worker": ("child",),
     "supervisor": ("child", "doors"),
     "demo": ("show",),  # ends with the rows, as `edgegw attempts` prints them
-    "cli": ("app", "cli_books", "cli_keys", "cli_migrate", "cli_options", "demo", "simulator.run"),
+    "cli": ("app", "cli_books", "cli_content", "cli_keys", "cli_migrate", "cli_options", "demo", "simulator.run"),
+    "cli_content": ("cli_options", "content.command", "show"),
     "cli_books": ("cli_options", "show"),
     "cli_keys": ("cli_options", "keys.command"),
     "cli_migrate": ("cli_options", "migrate"),
@@ -135,7 +159,10 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
 
 # Own modules imported inside functions: the command line starts fast because a command loads only what it needs.
 # What the control process is made of only when it is configured.
-LAZY = {"cli", "cli_books", "cli_keys", "cli_migrate", "cli_options", "migrate", "app"}
+LAZY = {
+    *("content.place", "keys.place", "cli", "cli_books", "cli_content", "cli_keys", "cli_migrate", "cli_options"),
+    *("migrate", "app"),
+}
 
 # What layers 0 and 1 must not have: clock, dice and bytes are arguments.
 IMPURE = {
@@ -159,7 +186,7 @@ MAY_READ_FILES = {
 EVERYWHERE = {"msgspec"}
 LIBRARIES: dict[str, set[str]] = {
     "asyncpg": {"ledger.postgres.connection", "ledger.postgres.partitions", "ledger.postgres.schema"},
-    "click": {"cli", "cli_books", "cli_keys", "cli_migrate", "cli_options"},
+    "click": {"cli", "cli_books", "cli_content", "cli_keys", "cli_migrate", "cli_options"},
     "hiredis": {"limits.redis.connection"},
     "httptools": {"http.connection", "http.response", "simulator.server"},
     "orjson": {"gateway", "control.admin"},
@@ -178,10 +205,20 @@ NOT_IN_THE_DATA_PLANE_OWN = (
     "ledger.sqlite",
     "ledger.postgres.",
     "ledger.shipper",
+    "content.sqlite",
+    "content.postgres",
+    "content.place",
+    "content.shipper",
+    "content.store",
+    "content.answer",
+    "ledger.syncing",
+    "ledger.adoption",
     "ledger.rejected",
     "ledger.telling",
     "price",
     "keys.sqlite",
+    "keys.postgres",
+    "keys.place",
     "keys.feed",
     "keys.making",
     "channel_server",

@@ -421,7 +421,7 @@ def test_a_plain_reply_that_is_none(reply: bytes, kind: str) -> None:
 
 def test_a_plain_reply_of_odd_types_passes() -> None:
     reply = b'{"model":1,"choices":[{"finish_reason":7}],"usage":{"prompt_tokens":3}}'
-    assert read_plain(reply).usage == Usage(3, 0)
+    assert read_plain(reply).usage == Usage(3, 0, estimated=True)
 
 
 DETAILS = {
@@ -437,7 +437,15 @@ DETAILS = {
         ({"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13, **DETAILS}, Usage(9, 4, 5, 1, 3)),
         ({"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 16, **DETAILS}, Usage(9, 7, 5, 1, 3)),
         ({"prompt_tokens": 9, "completion_tokens": 4, "prompt_cache_hit_tokens": 8}, Usage(9, 4, 8)),
-        ({"prompt_tokens": 9, "completion_tokens": None, "prompt_tokens_details": None}, Usage(9, 0)),
+        ({"prompt_tokens": 9, "completion_tokens": None, "prompt_tokens_details": None}, Usage(9, 0, estimated=True)),
+        ({"completion_tokens": 4}, Usage(0, 4, estimated=True)),  # half a count: the rest is for us to estimate
+        ({"prompt_tokens": 0, "completion_tokens": 4}, Usage(0, 4, estimated=True)),
+        ({"prompt_tokens": 9, "completion_tokens": 0}, Usage(9, 0)),
+        ({"prompt_tokens": 8, "completion_tokens": 16, "total_tokens": 350}, Usage(8, 342, reasoning=326)),  # Gemini
+        ({"prompt_tokens": 8, "completion_tokens": 16, "total_tokens": 20}, Usage(8, 16)),
+        ({"prompt_tokens": 8, "total_tokens": 20}, Usage(8, 12)),
+        ({"completion_tokens": 8, "total_tokens": 20}, Usage(12, 8)),
+        ({"prompt_tokens": 0, "completion_tokens": 0}, None),  # no count at all: there was a prompt
         ({"prompt_tokens": "9"}, None),
         (None, None),
         ({}, None),

@@ -136,7 +136,7 @@ async def test_a_batch_over_midnight_finds_its_days(postgres: Database) -> None:
     for day in (TODAY, TODAY + 1):
         for table in TABLES:
             assert postgres.value(f"SELECT count(*) FROM {partition_of(table, day)}") == 20
-    first = f"edgegw_first_id(to_timestamp({midnight // 1_000_000_000}))"
+    first = f"first_request_id(to_timestamp({midnight // 1_000_000_000}))"
     assert postgres.value(f"SELECT count(*) FROM requests WHERE id >= {first}") == 20
     plan = postgres.do(f"EXPLAIN SELECT * FROM requests WHERE id >= {first}")
     assert partition_of("requests", TODAY + 1) in plan
@@ -145,6 +145,7 @@ async def test_a_batch_over_midnight_finds_its_days(postgres: Database) -> None:
 
 async def test_rows_of_a_clock_that_was_wrong_make_no_partitions(postgres: Database) -> None:
     store = a_store(postgres, ManualClock(wall_ns=WALL_NS))
+    await store.read_checkpoint()
     for days in (-DAYS_AROUND_MAX - 1, DAYS_AROUND_MAX + 1):
         far = a_batch(range(days * 86_400_000, days * 86_400_000 + 1))
         with pytest.raises(RejectedError, match="400 days from today"):

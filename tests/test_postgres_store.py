@@ -340,7 +340,6 @@ BEYOND = 2**63
 REJECTED: list[tuple[str, Any]] = [
     ("started_ns", BEYOND),
     ("duration_us", -BEYOND - 1),
-    ("tenant", None),
     ("id", "no id"),
     ("id", "0197743a-no-id-at-all-but-as-long-as-one"),
 ]

@@ -15,21 +15,25 @@ from edgegw.channel import JournalIs
 from edgegw.channel_server import ChannelServer, ControlLink
 from edgegw.ledger.life import JOURNAL_DIR
 from edgegw.ledger.room import bytes_on_disk, trouble_of
+from edgegw.ledger.syncing import Syncer
 from edgegw.settings import JournalSettings
 from edgegw.telemetry.metrics import Figure
 
 _TROUBLES = ("full", "failing")  # from bad to worse
-_UNHEARD = JournalIs("ok", "", False, 0, 0, 0)
+_UNHEARD = JournalIs("ok", "", False, 0, 0, 0, 0)
 
 
 class Journals:
     """For /readyz and /metrics. Counts go on over the deaths of workers, from the start of the control process."""
 
-    def __init__(self, channel: ChannelServer, state_dir: Path, settings: JournalSettings) -> None:
+    def __init__(
+        self, channel: ChannelServer, state_dir: Path, settings: JournalSettings, syncer: Syncer | None
+    ) -> None:
         self._channel = channel
         self._root = state_dir / JOURNAL_DIR
         self._settings = settings
-        self._dropped = self._dropped_refusals = self._lost = 0  # by workers that are gone
+        self._syncer = syncer
+        self._dropped = self._dropped_refusals = self._lost = self._unsynced = 0  # by workers that are gone
         channel.on_left.append(self._left)
 
     def _left(self, link: ControlLink) -> None:
@@ -38,6 +42,7 @@ class Journals:
             self._dropped += said.dropped
             self._dropped_refusals += said.dropped_refusals
             self._lost += said.lost
+            self._unsynced += said.unsynced
 
     def _said(self) -> list[JournalIs]:
         return [link.journal for link in self._channel.links if link.journal is not None]
@@ -65,6 +70,12 @@ class Journals:
     def lost(self) -> int:
         return self._lost + sum(journal.lost for journal in self._said())
 
+    def sync_errors(self) -> Figure:
+        return {
+            ("round",): 0 if self._syncer is None else self._syncer.errors,
+            ("wait",): self._unsynced + sum(journal.unsynced for journal in self._said()),
+        }
+
     def troubled(self) -> Figure:
         states = [journal.state for journal in self._said()]
         return {(state,): states.count(state) for state in _TROUBLES}
@@ -74,6 +85,8 @@ class Journals:
         said = self._said()
         worst = max(said, key=lambda journal: ("ok", *_TROUBLES).index(journal.state), default=_UNHEARD)
         state, reason, occupied = worst.state, worst.reason, 0
+        if state == "ok" and self._syncer is not None and self._syncer.trouble is not None:
+            state, reason = self._syncer.trouble.state, self._syncer.trouble.reason
         try:
             occupied = bytes_on_disk(self._root)
         except OSError as error:
@@ -81,6 +94,7 @@ class Journals:
         told = {
             "state": state,
             "policy": self._settings.when_full,
+            "sync": self._settings.sync,
             "bytes": occupied,
             "bytes_max": self._settings.bytes_max,
             "dropped": self._dropped + sum(journal.dropped for journal in said),

@@ -148,7 +148,8 @@ def finish_of(stop_reason: str | None, called_tools: bool) -> Finish:
 
 
 def usage_of(count: UsageCount) -> Usage:
-    """In OpenAI's sense: Anthropic's input leaves out what was read from or written to the cache, ours does not."""
+    """In OpenAI's sense: Anthropic's input leaves out what was read from or written to the cache, ours does not.
+    `estimated` when one side was not told, which then is 0."""
     read, written = count.cache_read_input_tokens or 0, count.cache_creation_input_tokens or 0
     thinking = (count.output_tokens_details or {}).get("thinking_tokens")
     return Usage(
@@ -157,6 +158,7 @@ def usage_of(count: UsageCount) -> Usage:
         cached=read,
         cache_write=written,
         reasoning=thinking if isinstance(thinking, int) else 0,
+        estimated=count.input_tokens is None or count.output_tokens is None,
     )
 
 

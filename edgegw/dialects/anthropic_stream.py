@@ -203,7 +203,7 @@ class AnthropicStream:
             if event.error not in _NO_ERROR:
                 self.fault = error_fault(self._mask(bytes(event.error)))
             return b""
-        self.events += 1
+        self.events += kind in _TOLD
         return act(self, event)
 
     def _translate_loosely(self, data: bytes) -> bytes:
@@ -252,6 +252,8 @@ class AnthropicStream:
             return b""
         self._started = True
         self._learn(event.message.usage)
+        if self.usage is not None:
+            self.usage.estimated = True  # of the prompt alone: an answer's count comes at its end
         self.model = event.message.model
         return self._writer.start(event.message.id, event.message.model)
 
@@ -322,6 +324,8 @@ class AnthropicStream:
         self.usage = usage_of(self._count)
 
 
+# Besides the deltas, these are an event for the client: who speaks, and that it has finished.
+_TOLD = ("message_start", "message_delta")
 _ACTS = {
     "message_start": AnthropicStream._start,
     "content_block_start": AnthropicStream._open,

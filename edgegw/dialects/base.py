@@ -65,7 +65,8 @@ class StreamReader(Protocol):
     `done`: the reply is complete. `fault`: an error event, garbage, or a truncation found by `end`; nothing comes out
     after it. `last`: the client's terminator, to be sent when the books are closed, never part of what `feed` gives.
     `transparent`: events without any of `needles` pass untouched. `withholding`: the client did not ask for usage, so
-    the usage-only event is kept from it. `at_rest`: between two events, nothing held back.
+    the usage-only event is kept from it. `at_rest`: between two events, nothing held back. `events`: so far, about as
+    many as the client has got. `usage` is `estimated` while only a part of it was told.
     """
 
     opened: bool

@@ -1,7 +1,7 @@
 """What `edgegw keys` does: makes, lists, ends and replaces keys in the database that the settings name.
 
-It works on the file itself, whether a gateway runs on it or not; a running one sees the change within a second. A new
-key is returned once, to be shown, and is nowhere afterwards.
+It works on the database itself, whether a gateway runs on it or not; a running one sees the change within a second. A
+new key is returned once, to be shown, and is nowhere afterwards.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 from edgegw.keys.making import KEY_PREFIX, make_key
-from edgegw.keys.sqlite import WRITER_BUSY_S, SqliteKeys
-from edgegw.keys.store import KeyStoreError
+from edgegw.keys.place import Place, key_store
+from edgegw.keys.sqlite import WRITER_BUSY_S
+from edgegw.keys.store import KeyStore, KeyStoreError
 from edgegw.keys.table import ANY_TENANT, CREDENTIAL_BYTES_MAX, PREFIX_CHARS, TENANT_CHARS_MAX, Key, digest_of, is_label
-from edgegw.ledger.schema import migrations
 from edgegw.ledger.tables import moment, printable
 from edgegw.settings import OwnLimits
 
@@ -45,7 +45,7 @@ class CommandError(Exception):
 
 
 def create(
-    db: Path, tenant: str, name: str, expires: str | None, acts_for: tuple[str, ...], limits: dict[str, int | None]
+    place: Place, tenant: str, name: str, expires: str | None, acts_for: tuple[str, ...], limits: dict[str, int | None]
 ) -> tuple[Key, str]:
     """A new key of a tenant, and its credential. The database is made where there is none. Raises CommandError."""
     now_ns = time.time_ns()
@@ -58,41 +58,41 @@ def create(
         _check_label(other, "--acts-for")
     key, credential = make_key(tenant, name, now_ns, end_ns(expires, now_ns), acts_for, OwnLimits(**limits))
 
-    async def write(store: SqliteKeys) -> None:
+    async def write(store: KeyStore) -> None:
         await store.write([key])
 
-    _with_store(db, write)
+    _with_store(place, write)
     return key, credential
 
 
-def lines(db: Path, tenant: str | None, as_json: bool) -> Iterator[str]:
+def lines(place: Place, tenant: str | None, as_json: bool) -> Iterator[str]:
     """The keys of a tenant, or of all, as a table or as JSON lines. Raises CommandError."""
     now_ns = time.time_ns()
-    keys = [key for key in _all(db) if tenant is None or key.tenant == tenant]
+    keys = [key for key in _all(place) if tenant is None or key.tenant == tenant]
     keys.sort(key=lambda key: (key.tenant, key.name, key.created_ns))
     if as_json:
         return (msgspec.json.encode(_told(key, now_ns)).decode() for key in keys)
     return _table([_HEAD, *(_cells(key, now_ns) for key in keys)])
 
 
-def revoke(db: Path, which: str) -> tuple[Key, bool]:
+def revoke(place: Place, which: str) -> tuple[Key, bool]:
     """Ends a key now; also whether it was revoked before. Raises CommandError."""
-    key = _find(db, which)
+    key = _find(place, which)
     if key.revoked_ns is not None:
         return key, True
 
-    async def write(store: SqliteKeys) -> None:
+    async def write(store: KeyStore) -> None:
         await store.write([replace(key, revoked_ns=time.time_ns())])
 
-    _with_store(db, write)
+    _with_store(place, write)
     return key, False
 
 
-def rotate(db: Path, which: str, grace: str, expires: str | None) -> tuple[Key, Key, str]:
+def rotate(place: Place, which: str, grace: str, expires: str | None) -> tuple[Key, Key, str]:
     """A successor for a key: the old one with its new end, the new one, and its credential. The new one lives as long
     as the old one was to live, unless `expires` says otherwise. Raises CommandError."""
     now_ns = time.time_ns()
-    old = _find(db, which)
+    old = _find(place, which)
     if old.ends_ns <= now_ns:
         raise CommandError(f"{old.id} {'was revoked' if old.revoked_ns else 'has expired'}: create a new one instead")
     last_ns = now_ns + _span_ns(grace, "--grace")
@@ -103,14 +103,14 @@ def rotate(db: Path, which: str, grace: str, expires: str | None) -> tuple[Key, 
     old = replace(old, expires_ns=last_ns)
     new, credential = make_key(old.tenant, old.name, now_ns, new_end_ns, old.acts_for, old.limits)
 
-    async def write(store: SqliteKeys) -> None:
+    async def write(store: KeyStore) -> None:
         await store.write([new, old])
 
-    _with_store(db, write)
+    _with_store(place, write)
     return old, new, credential
 
 
-def limit(db: Path, which: str, limits: dict[str, int | None], lifted: tuple[str, ...]) -> Key:
+def limit(place: Place, which: str, limits: dict[str, int | None], lifted: tuple[str, ...]) -> Key:
     """A key with other limits from now on: those that are given, without those that are `lifted`. Raises
     CommandError."""
     names = [name.replace("-", "_") for name in lifted]
@@ -120,16 +120,16 @@ def limit(db: Path, which: str, limits: dict[str, int | None], lifted: tuple[str
             raise CommandError(f"not a limit ({known}): {name}", "--none")
         if limits[name] is not None:
             raise CommandError(f"{name.replace('_', '-')} is given as well", "--none")
-    key = _find(db, which)
+    key = _find(place, which)
     given = {name: value for name, value in limits.items() if value is not None}
     if not given and not names:
         raise CommandError("say which limit, for example --tokens-per-minute 1000 or --none tokens-per-day")
     changed = replace(key, limits=replace(key.limits, **given | dict.fromkeys(names)))
 
-    async def write(store: SqliteKeys) -> None:
+    async def write(store: KeyStore) -> None:
         await store.write([changed])
 
-    _with_store(db, write)
+    _with_store(place, write)
     return changed
 
 
@@ -182,11 +182,11 @@ def _check_label(text: str, option: str, chars_max: int = TENANT_CHARS_MAX) -> N
         raise CommandError(f"must be 1 to {chars_max} visible characters: {text!r}", option)
 
 
-def _find(db: Path, which: str) -> Key:
+def _find(place: Place, which: str) -> Key:
     """By id, by the prefix that listings show, or by the whole key."""
     whole = which.startswith(KEY_PREFIX) and len(which) > PREFIX_CHARS
     digest = digest_of(which.encode("utf-8", "replace"))
-    found = [key for key in _all(db) if (key.digest == digest if whole else key.id == which or key.prefix == which)]
+    found = [key for key in _all(place) if (key.digest == digest if whole else key.id == which or key.prefix == which)]
     if not found:
         shown = f"{which[:PREFIX_CHARS]}…" if whole else which
         raise CommandError(f"no such key: {shown} (`edgegw keys list` shows ids and prefixes)")
@@ -195,19 +195,19 @@ def _find(db: Path, which: str) -> Key:
     return found[0]
 
 
-def _all(db: Path) -> Sequence[Key]:
-    if not db.is_file():
-        raise CommandError(f"no database at {db}: no gateway has run with this state directory, and no key was made")
+def _all(place: Place) -> Sequence[Key]:
+    if isinstance(place, Path) and not place.is_file():
+        raise CommandError(f"no database at {place}: no gateway has run with this state directory, and no key was made")
 
-    async def read(store: SqliteKeys) -> Sequence[Key]:
+    async def read(store: KeyStore) -> Sequence[Key]:
         return (await store.changes(0)).keys
 
-    return _with_store(db, read)
+    return _with_store(place, read)
 
 
-def _with_store(db: Path, work: Callable[[SqliteKeys], Coroutine[Any, Any, T]]) -> T:
+def _with_store(place: Place, work: Callable[[KeyStore], Coroutine[Any, Any, T]]) -> T:
     async def run() -> T:
-        store = SqliteKeys(db, migrations("sqlite"), time.time_ns, WRITER_BUSY_S)
+        store = key_store(place, time.time_ns, WRITER_BUSY_S)
         try:
             return await work(store)
         finally:

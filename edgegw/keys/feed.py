@@ -1,8 +1,8 @@
 """The control process's part: sees what changed in the database, and says it to all workers.
 
-The store is asked four times a second, in a thread of its own; a store that fails is told once, asked again, and
-workers go on with what they know. Each worker has a teller of its own, which gives it everything when it joins and then
-what is new, never more at a time than its link holds. A key that is gone from the store is told as revoked.
+The store is asked four times a second; one that fails is told once, asked less often, and workers go on with what they
+know. Each worker has a teller of its own, which gives it everything when it joins and then what is new, never more at a
+time than its link holds. A key that is gone from the store is told as revoked.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from edgegw.keys.store import Changes, KeyStore, KeyStoreError
 from edgegw.keys.table import Key, KeyLimits
 
 POLL_EVERY_S = 0.25  # a change is to be in force within a second
+POLL_AGAIN_MAX_S = 2.0  # while it fails: a database that comes back is not run over by all who missed it
 PORTION_KEYS = 32  # of some 300 bytes, and at most 20 KiB (a key may act for 16 tenants with long names)
 
 logger = logging.getLogger("edgegw.keys")
@@ -41,10 +42,12 @@ class KeyFeed:
         channel.on_joined.append(self._joined)
 
     async def run(self) -> None:
+        pause_s = POLL_EVERY_S
         try:
             while True:
                 await self.look()
-                await asyncio.sleep(POLL_EVERY_S)
+                pause_s = min(2 * pause_s, POLL_AGAIN_MAX_S) if self._failing else POLL_EVERY_S
+                await asyncio.sleep(pause_s)
         finally:
             await self._store.close()
 

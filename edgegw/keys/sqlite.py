@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgegw.keys.rows import KEY_COLUMNS, key_of, row_of
 from edgegw.keys.store import Changes, KeyStoreError
 from edgegw.keys.table import Key
 from edgegw.ledger.schema import Migration
@@ -26,8 +27,7 @@ _FAILURES = (
     ((sqlite3.Error, OSError, OverflowError, UnicodeError, msgspec.DecodeError, SchemaTooNewError), KeyStoreError),
 )
 
-_NAMES = Key.__struct_fields__
-_COLUMNS = ", ".join(_NAMES)
+_COLUMNS = ", ".join(KEY_COLUMNS)
 _CHANGED = f"SELECT {_COLUMNS} FROM api_keys WHERE changed > ? ORDER BY changed"
 _VERSION = "SELECT coalesce(max(changed), 0) FROM api_keys"
 # An end that is set is only ever moved nearer (min of a NULL is NULL, hence the two orders).
@@ -76,24 +76,12 @@ class SqliteKeys:
             return Changes((), version, False)
         # A change between the two looks is read now and once more next time; never missed.
         rows = connection.execute(_CHANGED, (0 if whole else since,)).fetchall()
-        keys = tuple(_key(row) for row in rows)
+        keys = tuple(key_of(row) for row in rows)
         self._fresh = False
         return Changes(keys, version, whole)
 
 
 def _write(connection: sqlite3.Connection, keys: Sequence[Key]) -> None:
     connection.execute("BEGIN IMMEDIATE")
-    connection.executemany(_WRITE, [_row(key) for key in keys])
+    connection.executemany(_WRITE, [row_of(key) for key in keys])
     connection.execute("COMMIT")
-
-
-def _row(key: Key) -> tuple[object, ...]:
-    limits = {name: limit for name, limit in msgspec.structs.asdict(key.limits).items() if limit is not None}
-    lists = (msgspec.json.encode(key.acts_for).decode(), msgspec.json.encode(limits).decode())
-    return (*msgspec.structs.astuple(key)[:-2], *lists)
-
-
-def _key(row: tuple[object, ...]) -> Key:
-    *plain, acts_for, limits = row
-    read = msgspec.json.decode
-    return msgspec.convert(dict(zip(_NAMES, (*plain, read(str(acts_for)), read(str(limits))), strict=True)), Key)

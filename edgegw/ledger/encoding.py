@@ -60,6 +60,7 @@ def encode_begin(exchange: Exchange, attempt: Attempt, seq: int) -> bytes:
             target.model,
             attempt.started_ns,
             exchange.key_id,
+            exchange.trace,
         )
     )
 
@@ -170,6 +171,7 @@ def encode_end(exchange: Exchange, seq: int, only: Attempt | None = None) -> byt
             None if only is None else _within_end(only),
             exchange.session_id,
             exchange.user_id,
+            exchange.trace,
         )
     )
 

@@ -1,7 +1,7 @@
 """The journal of one worker: records appended to mapped, preallocated files, without a system call and without a wait.
 
 What is in a mapped page survives the death of the process (kill -9 as well); that of the machine only as far as
-`storage.journal.sync` says (sync.py, durable.py). Where the files are, and how a reader knows that their writer is
+`storage.journal.sync` says (syncing.py, durable.py). Where the files are, and how a reader knows that their writer is
 gone, is told in life.py.
 
 The next segment is always made ahead. When it cannot be made (disk full, `bytes_max` reached, the disk read-only) or
@@ -18,7 +18,10 @@ from __future__ import annotations
 
 import logging
 import mmap
+import os
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Self
 from zlib import crc32
@@ -26,7 +29,7 @@ from zlib import crc32
 from edgegw.exchange import Attempt, Exchange
 from edgegw.ledger import segment
 from edgegw.ledger.encoding import encode_attempt, encode_begin, encode_end, encode_try, encode_vitals, only_attempt
-from edgegw.ledger.life import Life, Segment, open_life
+from edgegw.ledger.life import Life, Segment, open_life, sync
 from edgegw.ledger.room import AT_THE_BOUND, JournalFull, Trouble, bytes_on_disk, trouble_of
 from edgegw.ledger.segment import FRAME_BYTES, HEADER_BYTES, SEGMENT_BYTES_MIN
 from edgegw.settings import WhenFull
@@ -53,7 +56,8 @@ class Journal:
     `full` is to be asked before an exchange is admitted. Only `begin` raises (JournalFull); the other records of an
     exchange that has begun are written into the reserve, and counted in `lost` where that is used up or gone as well.
     What has no row for want of room is counted apart: `dropped`, exchanges that went to a provider all the same
-    (`when_full` is drop), and `dropped_refusals`, those that were refused.
+    (`when_full` is drop), and `dropped_refusals`, those that were refused. `unsynced` counts what the disk was to have
+    first and did not take (durable.py).
     """
 
     __slots__ = (
@@ -66,9 +70,11 @@ class Journal:
         "_limit",
         "_lives",
         "_map",
+        "_named",
         "_pid",
         "_released",
         "_salt",
+        "_sealed",
         "_segment_bytes",
         "_seq",
         "_slot",
@@ -80,19 +86,21 @@ class Journal:
         "dropped_refusals",
         "full",
         "lost",
+        "sync_trouble",
         "trouble",
+        "unsynced",
     )
 
-    def __init__(
-        self, state_dir: Path, slot: int, wall_ns: int, pid: int, segment_bytes: int, bytes_max: int, drops: bool
-    ) -> None:
+    def __init__(self, state_dir: Path, slot: int, wall_ns: int, pid: int, segment_bytes: int, bytes_max: int) -> None:
         self._state_dir = state_dir
         self._slot = slot
         self._pid = pid
         self._wall_ns = wall_ns
         self._segment_bytes = segment_bytes
         self._bytes_max = bytes_max
-        self._drops = drops
+        self._drops = False
+        self._sealed: list[int] | None = None  # descriptors of segments to be synced; None: nobody syncs here
+        self._named: Path | None = None  # the segment whose name is on the disk
         self._lives = 0
         self._life: Life | None = None
         self._current: Segment | None = None
@@ -107,10 +115,12 @@ class Journal:
         self._end = NOWHERE  # of the current segment; NOWHERE while there is none that a reader would find
         self._released = 0  # up to here pages were given back
         self.trouble: Trouble | None = None
+        self.sync_trouble: Trouble | None = None
         self.full = False
         self.dropped = 0
         self.dropped_refusals = 0
         self.lost = 0
+        self.unsynced = 0
 
     @classmethod
     def open(
@@ -123,13 +133,17 @@ class Journal:
         segment_bytes: int = SEGMENT_BYTES_DEFAULT,
         bytes_max: int = BYTES_MAX_DEFAULT,
         when_full: WhenFull = "refuse",
+        syncs: bool = False,
     ) -> Self:
         """A new life in the journal. Call it in the worker, after the fork: the lock belongs to the process. A worker
-        that starts while there is no room, or no disk, says so (`trouble`) and goes on trying (`prepare`)."""
+        that starts while there is no room, or no disk, says so (`trouble`) and goes on trying (`prepare`). `syncs`:
+        `syncing` will be called."""
         if segment_bytes < SEGMENT_BYTES_MIN:
             raise ValueError(f"segment_bytes is {segment_bytes}; a segment has at least {SEGMENT_BYTES_MIN}")
         segment_bytes = -(-segment_bytes // mmap.PAGESIZE) * mmap.PAGESIZE  # rounded up
-        journal = cls(state_dir, slot, wall_ns, pid, segment_bytes, bytes_max, when_full == "drop")
+        journal = cls(state_dir, slot, wall_ns, pid, segment_bytes, bytes_max)
+        journal._drops = when_full == "drop"
+        journal._sealed = [] if syncs else None
         journal.prepare()
         return journal
 
@@ -218,6 +232,19 @@ class Journal:
             self._map.madvise(mmap.MADV_DONTNEED, self._released, written - self._released)
             self._released = written
 
+    def syncing(self) -> Callable[[], None]:
+        """What brings all that is written by now to the disk; to be called in a thread, and to be told of in
+        `sync_trouble`. It raises OSError."""
+        fds, self._sealed = self._sealed or [], []
+        directories: list[Path] = []
+        current = self._current
+        if current is not None:
+            fds.append(os.dup(current.fd))
+            if self._named != current.path or self.sync_trouble is not None:
+                self._named = current.path
+                directories = list(current.path.parents)[:3]  # the life's, the journal's, the gateway's
+        return partial(sync, fds, directories)
+
     def close(self) -> None:
         """The clean end of this life: what is open now stays open for the control process to close as interrupted."""
         if self._current is not None:
@@ -256,6 +283,8 @@ class Journal:
         fresh = self._spare or self._make(life, current.index + 1, self._segment_bytes)
         self._spare = None
         self._words[segment.WORD_END] = self._at
+        if self._sealed is not None:
+            self._sealed.append(os.dup(current.fd))
         current.close()
         self._use(fresh)
 

@@ -15,6 +15,7 @@ import fcntl
 import json
 import mmap
 import os
+import re
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ JOURNAL_DIR = "journal"
 LIFE_FILE = "life.json"
 # A life is set up under this prefix and then renamed, so that a reader never sees one that is not locked yet.
 OPENING_PREFIX = ".opening-"
+LIFE_NAME = re.compile(r"\d+-\d+-\d+")
 
 
 @dataclass(slots=True)
@@ -122,6 +124,36 @@ def open_life(state_dir: Path, slot: int, pid: int, wall_ns: int) -> Life:
         shutil.rmtree(opening, ignore_errors=True)
         raise
     return Life(directory, lock_fd, int.from_bytes(os.urandom(4), "little"))
+
+
+def datasync(fd: int) -> None:
+    """Have a file's bytes, and what is needed to find them, written to the disk: also those that another process has
+    put into mapped pages (Linux; elsewhere the system may ask for more)."""
+    if hasattr(os, "fdatasync"):
+        os.fdatasync(fd)
+    else:
+        os.fsync(fd)
+
+
+def sync_directory(path: Path) -> None:
+    """Have the names in a directory written to the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync(fds: list[int], directories: list[Path]) -> None:
+    """Files, then the names in directories; the descriptors are closed. Raises OSError."""
+    try:
+        for fd in fds:
+            datasync(fd)
+        for directory in directories:
+            sync_directory(directory)
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 def allocate(fd: int, size: int) -> None:

@@ -131,10 +131,10 @@ def usage(by: Sequence[str], chosen: Filter, since_hour: int, until_hour: int) -
             where.append(f"{name} = ?")
             values.append(value)
     keys = [f"{BY[name]} AS {name}" for name in by]
-    sums = [f"CAST(sum({name}) AS BIGINT) AS {name}" for name in SUMS]
+    sums = [f"sum({name}) AS {name}" for name in SUMS]
     places = {name: str(place) for place, name in enumerate(by, 1)}
     order = [place for name, place in places.items() if name in _TIMES]
-    order += ["sum(cost_usd_micro) DESC", "sum(input_tokens + output_tokens) DESC", "sum(requests) DESC"]
+    order += ["sum(cost_usd_micro) DESC", "sum(input_tokens) + sum(output_tokens) DESC", "sum(requests) DESC"]
     order += [place for name, place in places.items() if name not in _TIMES]
     return Question(
         f"SELECT {', '.join(keys + sums)} FROM usage_hours WHERE {' AND '.join(where)} "

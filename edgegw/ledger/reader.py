@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
-from edgegw.ledger.life import JOURNAL_DIR, LIFE_FILE
+from edgegw.ledger.life import JOURNAL_DIR, LIFE_FILE, LIFE_NAME
 from edgegw.ledger.record import (
     RECORD_BYTES_MAX,
     BadRecordError,
@@ -58,8 +57,6 @@ FAILED_LOOKS_MAX = 100
 # Bytes that are no record, at the end of a live worker's segment, at this many looks in a row: damage, not a race.
 BAD_LOOKS_MAX = 10
 
-LIFE_NAME = re.compile(r"\d+-\d+-\d+")
-
 
 @dataclass(slots=True)
 class Damage:
@@ -73,6 +70,9 @@ class Damage:
     unreadable: int = 0
     foreign: int = 0
     failed: int = 0
+
+    def __add__(self, other: Damage) -> Damage:
+        return Damage(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
 class LifeReader:

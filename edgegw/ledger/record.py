@@ -5,9 +5,9 @@ Workers write it (encoding.py) without ever building a struct, the control proce
 
 The fields of `End` after `seq` are the columns of `requests`, those of `AttemptRecord` the columns of
 `provider_attempts` (sql/; REQUEST_COLUMNS, ATTEMPT_COLUMNS): a row is a record without its first two fields, and
-without the attempt that an `End` may carry. The last fields of both are not the worker's: the control process fills
-them in when it makes a row of a record (assembly.py). Fields of the worker are only ever appended, before those;
-anything else, and whatever an older program must not pass over, is a new VERSION.
+without the attempt and the trace that an `End` may carry. The last fields of both are not the worker's: the control
+process fills them in when it makes a row of a record (assembly.py). Fields of the worker are only ever appended, before
+those; anything else, and whatever an older program must not pass over, is a new VERSION.
 `*_ns` are Unix nanoseconds, `*_us` microseconds since the start of the exchange or the attempt.
 
 Most exchanges have one attempt, and it ends when they do. It is told within the `End` (`OnlyAttempt`) and not in a
@@ -63,6 +63,7 @@ class Begin(msgspec.Struct, array_like=True, tag=TAG_BEGIN, gc=False):
     model: str
     attempt_started_ns: _Count
     key_id: str | None = None
+    trace: str | None = None
 
 
 class Try(msgspec.Struct, array_like=True, tag=TAG_TRY, gc=False):
@@ -133,7 +134,7 @@ class End(msgspec.Struct, array_like=True, tag=TAG_END, gc=False):
     """The whole row of a request. `provider` and `model` are those of the last attempt, None when none was made.
 
     `overhead_us` is the gateway's own share of `duration_us`. `only`: the attempt, when there was one and it has no
-    record of its own.
+    record of its own. `trace`: what the client said of it (trace.py); it is for spans, and no column.
     """
 
     version: int
@@ -167,6 +168,7 @@ class End(msgspec.Struct, array_like=True, tag=TAG_END, gc=False):
     only: OnlyAttempt | None = None
     session_id: str | None = None
     user_id: str | None = None
+    trace: str | None = None
     # The control process's part.
     model_served: str | None = None
     first_token_us: _Count | None = None
@@ -186,9 +188,9 @@ class Vitals(msgspec.Struct, array_like=True, tag=TAG_VITALS, gc=False):
 
 Record = Begin | Try | AttemptRecord | End | Vitals
 
-REQUEST_COLUMNS = tuple(name for name in End.__struct_fields__[2:] if name != "only")
+REQUEST_COLUMNS = tuple(name for name in End.__struct_fields__[2:] if name not in ("only", "trace"))
 ATTEMPT_COLUMNS = AttemptRecord.__struct_fields__[2:]
-_ONLY = End.__struct_fields__.index("only")
+_ONLY, _TRACE = End.__struct_fields__.index("only"), End.__struct_fields__.index("trace")
 
 
 def decoder() -> Callable[[bytes], Record]:
@@ -243,7 +245,7 @@ def attempt_within(end: End, only: OnlyAttempt) -> AttemptRecord:
 def request_row(end: End) -> tuple[object, ...]:
     """The values of REQUEST_COLUMNS."""
     values = msgspec.structs.astuple(end)
-    return values[2:_ONLY] + values[_ONLY + 1 :]
+    return values[2:_ONLY] + values[_ONLY + 1 : _TRACE] + values[_TRACE + 1 :]
 
 
 def attempt_row(attempt: AttemptRecord) -> tuple[object, ...]:

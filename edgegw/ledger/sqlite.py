@@ -34,7 +34,7 @@ BUSY_TIMEOUT_S = 1.0
 IDS_PER_QUESTION = 500
 
 FAILURES = (
-    ((sqlite3.DataError, sqlite3.IntegrityError, OverflowError, UnicodeEncodeError), RejectedError),
+    ((sqlite3.DataError, OverflowError, UnicodeEncodeError), RejectedError),
     ((sqlite3.Error, OSError, msgspec.DecodeError), StoreError),
 )
 
@@ -46,12 +46,20 @@ _FORGET_LIFE = (
 class SqliteStore:
     """A Store (store.py) in one SQLite file, which is made, with its tables, when it is first used.
 
-    `pages_max` bounds the size of the file (0: unbounded); what does not fit is a StoreError. It is looked at when a
-    connection is made, so after an error.
+    `durable`: when a batch is written, it is on the disk and not only in the kernel, at one fsync each: segments are
+    deleted upon that, and who has them synced wants the rows synced as well. `pages_max` bounds the size of the file
+    (0: unbounded); what does not fit is a StoreError. It is looked at when a connection is made, so after an error.
     """
 
     def __init__(
-        self, path: Path, known: tuple[Migration, ...], clock: Clock, journal: str, *, pages_max: int = 0
+        self,
+        path: Path,
+        known: tuple[Migration, ...],
+        clock: Clock,
+        journal: str,
+        *,
+        durable: bool = False,
+        pages_max: int = 0,
     ) -> None:
         self.file = SqliteFile(
             path,
@@ -63,6 +71,7 @@ class SqliteStore:
             opened=self._opened,
         )
         self._journal = journal
+        self._durable = durable
         self.pages_max = pages_max
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(OpenState).decode
@@ -85,6 +94,8 @@ class SqliteStore:
     # From here on: the thread.
 
     def _opened(self, connection: sqlite3.Connection) -> None:
+        if self._durable:
+            connection.execute("PRAGMA synchronous = FULL")
         if self.pages_max:
             connection.execute(f"PRAGMA max_page_count = {int(self.pages_max)}")
 

@@ -118,6 +118,11 @@ def parse_postgres(text: str) -> PostgresAddress:
     )
 
 
+def is_postgres(text: str) -> bool:
+    """Whether it is, or means to be, the URL of a PostgreSQL."""
+    return _scheme(text).partition("+")[0] in ("postgresql", "postgres") and "://" in text
+
+
 def _hosts(text: str, options: dict[str, str]) -> tuple[tuple[str, int], ...]:
     directory, port = options.get("host"), options.get("port")
     if directory is None:
@@ -205,7 +210,7 @@ def _scheme(text: str) -> str:
 
 def _read(text: str) -> Secret:
     scheme = _scheme(text)
-    if scheme.partition("+")[0] in ("postgresql", "postgres"):
+    if is_postgres(text):
         parse_postgres(text)
         return Secret(text)
     path = text.removeprefix(SQLITE)

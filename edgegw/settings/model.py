@@ -17,6 +17,8 @@ ProviderKind = Literal["openai", "anthropic", "openai-compatible"]
 Auth = Literal["none", "keys"]
 # What happens to a tenant's limits while Redis is away: its share of them, no limit, or no request.
 WithoutRedis = Literal["local", "open", "closed"]
+# Whose prompts and answers are kept: nobody's, those of exchanges that did not end well, some, all.
+CaptureMode = Literal["off", "errors", "sampled", "all"]
 # As libpq has them.
 SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 SessionAttribute = Literal["any", "primary", "read-write"]
@@ -24,6 +26,8 @@ SessionAttribute = Literal["any", "primary", "read-write"]
 SQLITE = "sqlite:///"
 # What becomes of requests that the journal cannot take: a 503, or an answer without a record.
 WhenFull = Literal["refuse", "drop"]
+# When records are to be on the disk: when the kernel likes, within an interval, or before a request goes on.
+Sync = Literal["none", "interval", "always"]
 
 _KIB = 1024
 _MIB = 1024 * _KIB
@@ -105,7 +109,7 @@ class ProviderSettings(Struct, frozen=True, kw_only=True):
     """One provider: a dialect (`kind`), an address without a trailing slash, a key, and its own bounds.
 
     `headers` are sent with every request, names in lower case. `proxy` is an `http://` URL and may carry user info;
-    None leaves the choice to HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
+    None leaves the choice to HTTP_PROXY, HTTPS_PROXY and NO_PROXY. `trace`: it is told which span calls it.
     """
 
     name: str
@@ -117,6 +121,7 @@ class ProviderSettings(Struct, frozen=True, kw_only=True):
     keep_alive_s: float = 60.0
     headers: dict[str, str] = field(default_factory=dict)
     proxy: str | None = None
+    trace: bool = False
 
     def __repr__(self) -> str:
         """Without the values of headers and the user info of the proxy: those are credentials too."""
@@ -184,7 +189,7 @@ class KeySettings(Struct, frozen=True, kw_only=True):
 
 class TenantSettings(Struct, frozen=True, kw_only=True):
     """One tenant. `models`: limits by model name, or by a pattern whose models count together. `weight`: its share of
-    a provider's connections when they are scarce."""
+    a provider's connections when they are scarce. `capture`: instead of the mode that all have."""
 
     name: str
     limits: OwnLimits = OwnLimits()
@@ -193,6 +198,7 @@ class TenantSettings(Struct, frozen=True, kw_only=True):
     keys: dict[str, KeySettings] = field(default_factory=dict)
     weight: int = 1
     without_redis: WithoutRedis | None = None
+    capture: CaptureMode | None = None
 
 
 class OwnPrice(Struct, frozen=True, kw_only=True):
@@ -210,11 +216,14 @@ class OwnPrice(Struct, frozen=True, kw_only=True):
 
 class JournalSettings(Struct, frozen=True, kw_only=True):
     """How much may wait on disk: all segments of all workers together, and one of them; and what becomes of requests
-    when nothing more may, or can."""
+    when nothing more may, or can. `adopt`: state directories of other gateways, with wildcards."""
 
     bytes_max: int = _GIB
     segment_bytes: int = 8 * _MIB
     when_full: WhenFull = "refuse"
+    sync: Sync = "none"
+    sync_interval_s: float = 1.0
+    adopt: tuple[str, ...] | None = None
 
 
 class StorageSettings(Struct, frozen=True, kw_only=True):
@@ -226,6 +235,18 @@ class StorageSettings(Struct, frozen=True, kw_only=True):
     redis_url: Secret | None = None
     retention_s: float | None = None
     journal: JournalSettings = JournalSettings()
+
+
+class CaptureSettings(Struct, frozen=True, kw_only=True):
+    """Whether prompts and answers are kept, and how much of them for how long. `mode` is that of tenants without one of
+    their own, `sample` a share. Bounds: of a prompt and of an answer, of what waits on disk, of the table."""
+
+    mode: CaptureMode = "off"
+    sample: float = 0.01
+    body_bytes_max: int = 64 * _KIB
+    waiting_bytes_max: int = 64 * _MIB
+    retention_s: float = 7 * 86_400.0
+    bytes_max: int = _GIB
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -243,6 +264,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     tenants: dict[str, TenantSettings] = field(default_factory=dict)
     prices: dict[str, OwnPrice] = field(default_factory=dict)
     storage: StorageSettings = StorageSettings()
+    capture: CaptureSettings = CaptureSettings()
     source: str = "environment"
 
     @property

@@ -128,7 +128,7 @@ class ChatWire:
 
     def fields(self, mark: Mark, question: Question) -> bytes:
         return (
-            f"x-request-id: req_{mark.digits}\r\nopenai-processing-ms: {5 + mark.number % 20}\r\n"
+            f"x-request-id: {mark.request_id}\r\nopenai-processing-ms: {5 + mark.number % 20}\r\n"
             "openai-version: 2020-10-01\r\n"
             "x-ratelimit-limit-requests: 10000\r\nx-ratelimit-remaining-requests: 9999\r\n"
             "x-ratelimit-reset-requests: 6ms\r\n"
@@ -308,7 +308,14 @@ def _call_deltas(mark: Mark, call: ToolCall) -> list[bytes]:
 def _usage(answer: Answer) -> bytes:
     return (
         b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,'
-        b'"prompt_tokens_details":{"cached_tokens":0,"audio_tokens":0},'
-        b'"completion_tokens_details":{"reasoning_tokens":0,"audio_tokens":0,'
+        b'"prompt_tokens_details":{"cached_tokens":%d,"audio_tokens":0%b},'
+        b'"completion_tokens_details":{"reasoning_tokens":%d,"audio_tokens":0,'
         b'"accepted_prediction_tokens":0,"rejected_prediction_tokens":0}}'
-    ) % (answer.prompt_tokens, answer.completion_tokens, answer.prompt_tokens + answer.completion_tokens)
+    ) % (
+        answer.prompt_tokens,
+        answer.completion_tokens,
+        answer.prompt_tokens + answer.completion_tokens,
+        answer.cached,
+        b',"cache_write_tokens":%d' % answer.written if answer.written else b"",
+        answer.reasoning,
+    )

@@ -133,7 +133,7 @@ class MessagesWire:
 
     def fields(self, mark: Mark, question: Question) -> bytes:
         return (
-            f"request-id: req_{mark.digits}\r\nanthropic-organization-id: simulator\r\n"
+            f"request-id: {mark.request_id}\r\nanthropic-organization-id: simulator\r\n"
             "anthropic-ratelimit-requests-limit: 4000\r\nanthropic-ratelimit-requests-remaining: 3999\r\n"
             "anthropic-ratelimit-requests-reset: 2026-11-23T09:30:00Z\r\n"
             "anthropic-ratelimit-tokens-limit: 400000\r\n"
@@ -186,7 +186,7 @@ class MessagesWire:
         finish = b'{"type":"message_delta","delta":{"stop_reason":"%b","stop_sequence":%b}%b}' % (
             _FINISH[answer.finish],
             msgspec.json.encode(answer.stop),
-            b',"usage":{"output_tokens":%d}' % answer.completion_tokens if usage else b"",
+            b',"usage":{%b"output_tokens":%d}' % (_details(answer), answer.completion_tokens) if usage else b"",
         )
         out += [_event(b"message_delta", finish), _event(b"message_stop", b'{"type":"message_stop"}')]
         return out, bytes(weights) + b"\0\0"
@@ -336,6 +336,16 @@ def _call_events(mark: Mark, call: ToolCall) -> list[bytes]:
 
 def _usage(answer: Answer, output: int) -> bytes:
     return (
-        b'{"input_tokens":%d,"cache_creation_input_tokens":0,"cache_read_input_tokens":0,'
-        b'"output_tokens":%d,"service_tier":"standard"}'
-    ) % (answer.prompt_tokens, output)
+        b'{"input_tokens":%d,"cache_creation_input_tokens":%d,"cache_read_input_tokens":%d,'
+        b'"output_tokens":%d,%b"service_tier":"standard"}'
+    ) % (
+        answer.prompt_tokens - answer.cached - answer.written,
+        answer.written,
+        answer.cached,
+        output,
+        _details(answer) if output == answer.completion_tokens else b"",
+    )
+
+
+def _details(answer: Answer) -> bytes:
+    return b'"output_tokens_details":{"thinking_tokens":%d},' % answer.reasoning if answer.reasoning else b""

@@ -54,6 +54,9 @@ class Behaviour:
     retry_after_s: float | None = None
     times: int | None = None
     usage: bool = True  # False: the provider does not say what was used
+    cached: int = 0  # of the prompt's tokens, said to be read from a cache
+    written: int = 0  # … and put into one
+    reasoning: int = 0  # of the answer's tokens, said to be reasoning
     drip_bytes: int = 0  # > 0: bytes leave in pieces of this size, wherever that cuts
     close: bool = False  # connection: close after the reply
 
@@ -141,6 +144,9 @@ WORDS: dict[str, Word] = {
     "latency": Word("pause before the answer", lambda s: {"latency_s": s}, seconds, 1.0),
     "tokens": Word("length of the answer, still bounded by max_tokens", lambda n: {"tokens": n}, _count, 24),
     "drip": Word("the bytes leave in pieces of N, wherever that cuts", lambda n: {"drip_bytes": n}, _count, 7),
+    "cached": Word("N of the prompt's tokens are said to come from a cache", lambda n: {"cached": n}, _count, 10),
+    "written": Word("N of the prompt's tokens are said to go into a cache", lambda n: {"written": n}, _count, 10),
+    "reasoning": Word("N of the answer's tokens are said to be reasoning", lambda n: {"reasoning": n}, _count, 10),
     "nousage": Word("says nothing about usage", lambda _: {"usage": False}),
     "close": Word("connection: close after the reply", lambda _: {"close": True}),
 }

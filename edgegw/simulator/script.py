@@ -103,7 +103,8 @@ class ToolCall:
 
 @dataclass(slots=True)
 class Answer:
-    """What is said. `finish`: `stop`, `stop_sequence` (with `stop`), `length` or `tools`."""
+    """What is said. `finish`: `stop`, `stop_sequence` (with `stop`), `length` or `tools`.
+    `cached` and `written` are said to be parts of the prompt, `reasoning` of the answer."""
 
     tokens: list[bytes]
     finish: str
@@ -111,6 +112,9 @@ class Answer:
     completion_tokens: int
     calls: list[ToolCall] = field(default_factory=list)
     stop: str | None = None
+    cached: int = 0
+    written: int = 0
+    reasoning: int = 0
 
 
 def mix(seed: int, number: int) -> int:

@@ -29,11 +29,15 @@ LOCK_TIMEOUT_S = 20.0
 SILENCE_TIMEOUT_S = 60.0
 CLOSE_TIMEOUT_S = 2.0
 
-# SQLSTATE classes of rows that are not taken, whenever they are sent: data exceptions, constraints, limits of a row.
-_REJECTING = ("22", "23", "54")
+# SQLSTATE classes of rows that are not taken, whenever they are sent: data exceptions, limits of a row. No value of
+# ours violates a constraint: when one complains it is the schema that is not as we left it (a partition is gone, a
+# column was added by hand), and rows wait.
+_REJECTING = ("22", "54")
 
 BEGIN = (
-    f"BEGIN; SET LOCAL statement_timeout = '{COMMAND_TIMEOUT_S:.0f}s'; "
+    # Each statement sees what was committed before it, whatever is the rule for others there.
+    "BEGIN ISOLATION LEVEL READ COMMITTED; "
+    f"SET LOCAL statement_timeout = '{COMMAND_TIMEOUT_S:.0f}s'; "
     f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S:.0f}s'; "
     f"SET LOCAL idle_in_transaction_session_timeout = '{SILENCE_TIMEOUT_S:.0f}s'; "
     "SET LOCAL client_min_messages = warning; "
@@ -116,8 +120,6 @@ class Postgres:
 
 
 def _meant(error: Exception) -> type[StoreError] | type[RejectedError]:
-    if isinstance(error, asyncpg.CheckViolationError) and error.constraint_name is None:
-        return StoreError  # the partition is gone: it is made anew
     if isinstance(error, asyncpg.PostgresError):
         return RejectedError if (error.sqlstate or "")[:2] in _REJECTING else StoreError
     return RejectedError if isinstance(error, asyncpg.DataError | ValueError) else StoreError

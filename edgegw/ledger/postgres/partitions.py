@@ -67,23 +67,25 @@ async def _make_day(session: Session, day: int) -> None:
     await session.execute("COMMIT")
 
 
+async def days_to_drop(session: Session, first_kept: int) -> bool:
+    """Whether there are partitions of earlier days, or what was left of such."""
+    attached = [day_of_partition(row["relname"]) for row in await session.fetch(_ATTACHED)]
+    return any(day is not None and day < first_kept for day in attached) or bool(await session.fetch(_DOOMED))
+
+
 async def drop_days_before(session: Session, first_kept: int) -> list[str]:
-    """Drop the partitions of all earlier days; their names. Goes on where it, or another gateway, was interrupted."""
+    """Drop the partitions of all earlier days; their names. Goes on where somebody was interrupted. Nobody else may be
+    at it: two who detach get into each other's way."""
     for row in await session.fetch(f"{_ATTACHED} ORDER BY NOT i.inhdetachpending, c.relname"):
-        day = day_of_partition(row["relname"])
+        name = row["relname"]
+        day = day_of_partition(name)
         if day is not None and day < first_kept:
-            await _detach(session, row["relname"], pending=row["inhdetachpending"])
+            how = "FINALIZE" if row["inhdetachpending"] else "CONCURRENTLY"
+            await session.execute(f"COMMENT ON TABLE {name} IS '{DOOMED}'")
+            await session.execute(
+                f"ALTER TABLE {name.rpartition('_')[0]} DETACH PARTITION {name} {how}", timeout=DETACH_TIMEOUT_S
+            )
     dropped = [str(row["relname"]) for row in await session.fetch(_DOOMED)]
     for name in dropped:
         await session.execute(f"DROP TABLE IF EXISTS {name}", timeout=COMMAND_TIMEOUT_S)
     return dropped
-
-
-async def _detach(session: Session, name: str, *, pending: bool) -> None:
-    table = name.rpartition("_")[0]
-    how = "FINALIZE" if pending else "CONCURRENTLY"
-    try:
-        await session.execute(f"COMMENT ON TABLE {name} IS '{DOOMED}'")
-        await session.execute(f"ALTER TABLE {table} DETACH PARTITION {name} {how}", timeout=DETACH_TIMEOUT_S)
-    except (asyncpg.UndefinedTableError, asyncpg.ObjectNotInPrerequisiteStateError):
-        return  # another gateway was faster, or is at it

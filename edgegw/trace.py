@@ -1,0 +1,125 @@
+"""Whose trace a request belongs to (W3C Trace Context, level 1), which ids our spans have, and whether they are kept.
+
+Worker and control process agree on all of it without writing anything down: the trace is the client's, or it has the
+request's own id; span ids are a hash of the request's id and the attempt's number; the sampler looks at nothing else.
+So a span that is told twice is the same span, and a provider hears of its caller's span before that span exists.
+
+Pure. What a client sends is checked to the letter and otherwise passed over: a bad trace is no reason to refuse a
+request.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import NamedTuple
+
+TRACEPARENT = b"traceparent"
+TRACESTATE = b"tracestate"
+
+# 2.2.1: lower-case hex; a version after 00 may have more, behind a dash. 2.2.2: version ff is none, ids are not zero.
+_TRACEPARENT = re.compile(rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+TRACEPARENT_CHARS = 55
+# 3.3.1.5: what must be passed on at least. What is longer is not passed on at all.
+TRACESTATE_CHARS_MAX = 512
+TRACESTATE_MEMBERS_MAX = 32
+_KEY = rb"[a-z0-9][a-z0-9_*/@-]{0,255}"
+_VALUE = rb"[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
+_MEMBER = rb"[ \t]*(?:" + _KEY + rb"=" + _VALUE + rb"[ \t]*)?"  # it may be empty
+_TRACESTATE = re.compile(_MEMBER + rb"(?:," + _MEMBER + rb")*")
+_SAMPLED = 0x01
+
+# OpenTelemetry's consistent probability sampling: the last 56 bits of a trace id are its dice (of a UUIDv7, all of them
+# are), and services that look at them so keep the same traces.
+_DICE_CHARS = 14
+_DICE_SIDES = 1 << 56
+
+
+class Parent(NamedTuple):
+    """The span of the client that a request belongs to. Ids in lower-case hex."""
+
+    trace_id: str
+    span_id: str
+    sampled: bool
+    state: str = ""
+
+
+def received(traceparent: bytes, tracestate: bytes | None) -> str | None:
+    """What a client says of its trace, as it is kept with the exchange: a traceparent of version 00, and if there is a
+    tracestate, that behind a semicolon. None when it is no traceparent."""
+    match = _TRACEPARENT.fullmatch(traceparent)
+    if match is None:
+        return None
+    version, trace_id, span_id, flags, rest = match.groups()
+    if rest is not None and version == b"00":
+        return None
+    sampled = int(flags, 16) & _SAMPLED
+    parent = f"00-{trace_id.decode()}-{span_id.decode()}-{sampled:02x}"
+    if (
+        not tracestate
+        or len(tracestate) > TRACESTATE_CHARS_MAX
+        or tracestate.count(b",") >= TRACESTATE_MEMBERS_MAX
+        or _TRACESTATE.fullmatch(tracestate) is None
+    ):
+        return parent
+    return f"{parent};{tracestate.decode()}"
+
+
+def parent_of(trace: str | None, chars_max: int | None = None) -> Parent | None:
+    """The parent in what `received` gave. `chars_max`: texts were cut there on their way; a member of the tracestate
+    that was is left out."""
+    if trace is None or len(trace) < TRACEPARENT_CHARS:
+        return None
+    state = trace[TRACEPARENT_CHARS + 1 :]
+    if state and chars_max is not None and len(trace) >= chars_max:
+        state = state.rpartition(",")[0]
+    return Parent(trace[3:35], trace[36:52], trace[54] == "1", state)
+
+
+def own_trace_id(request_id: str) -> str:
+    """The trace of a request whose client named none: its own UUID, which has the right form."""
+    return request_id.replace("-", "")
+
+
+def span_id(request_id: str, number: int = 0) -> bytes:
+    """The span of a request (0), or of an attempt by its number."""
+    made = blake2b(b"%b/%d" % (request_id.encode(), number), digest_size=8).digest()
+    return made if any(made) else b"\0\0\0\0\0\0\0\1"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """Which traces are kept: those that the client keeps (`parent_based`, and it said so), else `ratio` of all.
+    `exceptions`: errors and slow requests are kept whatever the dice say."""
+
+    ratio: float = 1.0
+    parent_based: bool = True
+    exceptions: bool = True
+
+    def keeps(self, trace_id: str, parent_sampled: bool | None) -> bool:
+        """Known when the request comes: what a provider is told. `parent_sampled` is None without a parent."""
+        if self.parent_based and parent_sampled is not None:
+            return parent_sampled
+        if self.ratio >= 1:
+            return True
+        return int(trace_id[-_DICE_CHARS:], 16) >= _DICE_SIDES * (1 - self.ratio)
+
+
+class Announcer:
+    """Tells providers which span calls them."""
+
+    __slots__ = ("_sampler",)
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+
+    def announced(self, call: bytes, request_id: str, trace: str | None, number: int) -> bytes:
+        """The bytes of an HTTP/1.1 request, with the header fields of attempt `number` behind its first line."""
+        parent = parent_of(trace)
+        trace_id = own_trace_id(request_id) if parent is None else parent.trace_id
+        sampled = self._sampler.keeps(trace_id, None if parent is None else parent.sampled)
+        fields = f"\r\ntraceparent: 00-{trace_id}-{span_id(request_id, number).hex()}-{sampled:02x}\r\n"
+        if parent is not None and parent.state:
+            fields += f"tracestate: {parent.state}\r\n"
+        return call.replace(b"\r\n", fields.encode(), 1)
