@@ -76,8 +76,8 @@ LAYERS: dict[int, str] = {
         simulator.server
     """,
     4: """
-        __main__ app cli cli_books cli_content cli_keys cli_migrate cli_options migrate supervisor child doors worker
-        demo show keys.command content.command simulator.run
+        __main__ app cli cli_books cli_content cli_keys cli_migrate cli_options supervisor child doors worker demo show
+        healthcheck migrate keys.command content.command simulator.run
     """,
 }
 
@@ -139,7 +139,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "limits.redis.script": ("limits.bucket", "limits.meter"),
     "limits.redis.tab": ("limits.bucket", "limits.meter"),
     "limits.accounts": ("channel",),  # what a lease lacks is asked for over the channel
-    "content.wire": ("http.reply",),  # takes off what http put on
+    "content.wire": ("http.reply", "http.response"),  # takes off what http put on
     "content.answer": ("http.sse",),  # a stream is server-sent events
     "content.sqlite": ("ledger.schema", "ledger.sqlite", "ledger.sqlite_file"),  # one database, one schema
     "content.place": ("keys.place", "ledger.schema"),
@@ -149,11 +149,15 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "worker": ("child",),
     "supervisor": ("child", "doors"),
     "demo": ("show",),  # ends with the rows, as `edgegw attempts` prints them
-    "cli": ("app", "cli_books", "cli_content", "cli_keys", "cli_migrate", "cli_options", "demo", "simulator.run"),
+    "cli": (
+        *("app", "cli_books", "cli_content", "cli_keys", "cli_migrate", "cli_options", "demo", "healthcheck"),
+        "simulator.run",
+    ),
     "cli_content": ("cli_options", "content.command", "show"),
     "cli_books": ("cli_options", "show"),
     "cli_keys": ("cli_options", "keys.command"),
     "cli_migrate": ("cli_options", "migrate"),
+    "cli_options": ("healthcheck",),  # where the settings have the admin port, as a URL
     "__main__": ("cli",),
 }
 
