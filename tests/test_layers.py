@@ -60,7 +60,8 @@ LAYERS: dict[int, str] = {
         limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.replicas
         limits.redis.authority
         ledger.segment ledger.identity ledger.room ledger.life
-        ledger.journal ledger.durable ledger.syncing ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
+        ledger.journal ledger.durable ledger.syncing ledger.life_reader ledger.reader
+        ledger.schema ledger.sqlite_file ledger.sqlite
         ledger.sqlite_retention ledger.upkeep ledger.books
         ledger.verify.kept ledger.verify.lives ledger.verify.rows ledger.verify.verify
         ledger.shipper ledger.adoption ledger.rejected ledger.telling
