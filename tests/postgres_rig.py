@@ -99,10 +99,15 @@ class Postgres:
         settings = [part for option in options for part in ("-c", option)]
         command = [program("postgres"), "-D", str(self.data), "-p", str(self.port), *settings]
         self.running = Running([*_as_owner(), *command], self.directory / "postgres.log", {})
-        self.running.wait_ready(self._answers)
+        self.running.wait_ready(lambda: self.answers)
         return self
 
-    def _answers(self) -> bool:
+    @property
+    def alive(self) -> bool:
+        return self.running is not None and self.running.alive
+
+    @property
+    def answers(self) -> bool:
         asked = subprocess.run(
             [program("pg_isready"), "-q", "-h", HOST, "-p", str(self.port), "-d", OWNER, "-U", OWNER]
         )
@@ -193,7 +198,7 @@ class Postgres:
         """Whatever state it is in."""
         if self.running is None:
             return
-        if self.running.alive:
+        if self.alive:
             self.kill()
         self.running.end()
         self.running = None
