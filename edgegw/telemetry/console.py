@@ -1,6 +1,6 @@
 """A line on stdout for every request, for people: what stands there when no collector is named.
 
-    2026-11-25T18:03:04.120Z 0198… acme use_case:support openai/gpt-5-mini complete 200 812+230 tokens $0.0012 0.8 s …
+    2026-11-25T18:03:04.120Z 0198… acme use_case:support openai/gpt-5-mini complete 200 812+230 tokens $0.001212 …
 
 Nobody waits for stdout either: it is written to while whoever reads it keeps up, and what does not fit is dropped.
 """
@@ -76,10 +76,10 @@ def line(told: Told) -> str:
         words.append(f"{end.input_tokens}+{end.output_tokens or 0} tokens")
     if end.cost_usd_micro:
         words.append(f"${end.cost_usd_micro / 1e6:.6f}")
-    words.append(_seconds(end.duration_us))
+    words.append(_time(end.duration_us))
     if end.stream and end.first_token_us is not None:
-        words.append(f"(first token {_seconds(end.first_token_us)})")
-    words.append(f"(own {end.overhead_us / 1000:.1f} ms)")
+        words.append(f"(first token {_time(end.first_token_us)})")
+    words.append(f"(own {_time(end.overhead_us)})")
     if told.parent is not None:
         words.append(f"trace {told.trace_id}")
     if end.attempts > 1:
@@ -89,11 +89,11 @@ def line(told: Told) -> str:
 
 def _attempt(attempt: AttemptRecord) -> str:
     target, outcome = _word(f"{attempt.provider}/{attempt.model}"), attempt.error_kind or "ok"
-    return f"{target} {attempt.status or '-'} {outcome} {_seconds(attempt.duration_us)}"
+    return f"{target} {attempt.status or '-'} {outcome} {_time(attempt.duration_us)}"
 
 
-def _seconds(us: int) -> str:
-    return f"{us / 1e6:.3f} s"
+def _time(us: int) -> str:
+    return f"{us / 1e3:.1f} ms" if us < 1_000_000 else f"{us / 1e6:.2f} s"
 
 
 def _word(text: str) -> str:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from edgegw.ledger.record import STRING_BYTES_MAX, AttemptRecord, End, Record
+from edgegw.ledger.record import INTEGER_MAX, STRING_BYTES_MAX, AttemptRecord, End, Record
 from edgegw.telemetry import semconv as names
 from edgegw.trace import Parent, Sampler, attempt_span_id, own_trace_id, parent_of, span_id
 
@@ -173,7 +173,7 @@ class Wording:
                 parent is not None,
                 state,
                 started_ns,
-                started_ns + end.duration_us * 1000,
+                min(started_ns + end.duration_us * 1000, INTEGER_MAX),
                 self._request_common(end),
                 _request_own(end),
             )
@@ -188,7 +188,7 @@ class Wording:
                     False,
                     state,
                     started_ns,
-                    started_ns + attempt.duration_us * 1000,
+                    min(started_ns + attempt.duration_us * 1000, INTEGER_MAX),
                     self._attempt_common(attempt, stream),
                     _attempt_own(attempt, stream),
                 )
