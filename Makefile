@@ -39,7 +39,7 @@ test: $(DEV)  ## all tests, with real processes and the official SDKs
 .PHONY: check
 check: $(DEV)  ## what to run before every commit: quick tests, lint, types; under a minute
 	@tests/prepare
-	@$(BIN)/python -m pytest -m "not system" $(ARGS)
+	@$(BIN)/python -m pytest -m "not system" --hypothesis-profile=quick $(ARGS)
 	@$(MAKE) --no-print-directory lint types
 
 .PHONY: lint

@@ -29,13 +29,20 @@ from edgegw.breaker import BreakerPolicy
 from edgegw.channel import ChannelClient
 from edgegw.channel_server import ChannelServer
 from edgegw.child import Lifeline
+from edgegw.content.capture import Capture
+from edgegw.content.choice import Choice
+from edgegw.content.files import Tray
+from edgegw.content.place import content_store
+from edgegw.content.porter import Porter
+from edgegw.content.shipper import ContentShipper
 from edgegw.control.admin import Admin, admin_gate
 from edgegw.control.journals import Journals
 from edgegw.control.process import ControlProcess
 from edgegw.gateway import Gateway
 from edgegw.http.client_connection import Waits
-from edgegw.http.dial import Dialer, Proxies, Proxy, Resolver, tls_context
+from edgegw.http.dial import Dialer, Resolver, tls_context
 from edgegw.http.outbox import Outbox
+from edgegw.http.proxies import Proxies, Proxy
 from edgegw.http.request import Request, RequestLimits
 from edgegw.http.server import Server
 from edgegw.http.upstream import Pool, PoolLimits
@@ -44,6 +51,8 @@ from edgegw.keys.feed import KeyFeed
 from edgegw.keys.place import key_store, place_of
 from edgegw.keys.subscriber import KeySubscriber
 from edgegw.keys.table import KeyTable, settings_keys
+from edgegw.ledger.adoption import Adoption
+from edgegw.ledger.assembly import Price
 from edgegw.ledger.durable import Durable
 from edgegw.ledger.identity import identity
 from edgegw.ledger.journal import Journal
@@ -174,6 +183,7 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         gate = closed_gate(Doorkeeper(table, clock.wall_ns, keys.complete))
     upstreams = build_upstreams(settings, rules, clock, outbox)
     attempts = Attempts(upstreams, journal, watch, clock, rng.random, loop, BreakerPolicy(), estimator, durable)
+    capture = build_capture(settings, slot, clock)
     gateway = Gateway(
         Router(settings.use_cases, settings.models, settings.default, settings.providers),
         Access(settings.tenants, closed=closed),
@@ -185,6 +195,7 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         partial(rng.getrandbits, 74),
         total_timeout_s=server_settings.total_timeout_s,
         in_flight_max=server_settings.in_flight_max,
+        capture=capture,
         disk=durable,
     )
     server = build_server(loop, watch, gateway.serve, gate, server_settings, outbox)
@@ -202,7 +213,18 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         tally_file,
         keys,
         server_settings.drain_timeout_s,
+        capture,
     )
+
+
+def build_capture(settings: Settings, slot: int, clock: SystemClock) -> Capture | None:
+    """None: nobody's content is kept."""
+    choice = Choice(settings)
+    if not choice.any:
+        return None
+    server, capture = settings.server, settings.capture
+    open_tray = partial(Tray, Path(server.state_dir), slot, capture.waiting_bytes_max // server.workers)
+    return Capture(choice, Porter(open_tray), clock, capture.body_bytes_max)
 
 
 def closed_gate(doorkeeper: Doorkeeper) -> Callable[[Request], None]:
@@ -392,6 +414,27 @@ def build_books(
     return store, [PostgresUpkeep(address, known, clock, retention_s)]
 
 
+def build_adoption(settings: Settings, clock: SystemClock, state_dir: Path, price: Price) -> Adoption | None:
+    """Who ships what gateways that are gone have left, into the database that is theirs and ours."""
+    patterns, url = settings.storage.journal.adopt, settings.postgres_url
+    if not patterns or url is None:
+        return None
+    from edgegw.ledger.postgres.store import PostgresStore  # build_books has seen that it is there
+
+    address, known = parse_postgres(url.reveal()), migrations("postgres")
+    return Adoption(state_dir, patterns, lambda journal: PostgresStore(address, known, clock, journal), clock, price)
+
+
+def adoption_figures(adoption: Adoption) -> dict[Family, Callable[[], Figure]]:
+    adopted = adoption.adopted
+    return {
+        names.ADOPTED_JOURNALS: lambda: adopted.journals,
+        names.ADOPTED_ROWS: lambda: adopted.rows,
+        names.ADOPTION_FAILURES: lambda: adopted.failures,
+        names.ADOPTED_DAMAGE: lambda: {(kind,): count for kind, count in asdict(adopted.damage).items()},
+    }
+
+
 def build_control(settings: Settings, channel: socket.socket, loop: asyncio.AbstractEventLoop) -> ControlProcess:
     clock = SystemClock()
     watch = Watch(loop, clock.now)
@@ -422,6 +465,10 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
             names.LEDGER_UPKEEP_ERRORS: lambda: upkeeper.tally.errors,
             names.LEDGER_INTERRUPTED: lambda: shipper.tally.interrupted,
             names.LEDGER_DAMAGE: lambda: {(kind,): count for kind, count in asdict(shipper.tally.damage).items()},
+            names.CONTENT_STORED: lambda: contents.tally.stored,
+            names.CONTENT_LOST: lambda: contents.tally.lost,
+            names.CONTENT_REMOVED: lambda: contents.tally.removed,
+            names.CONTENT_ERRORS: lambda: contents.tally.errors,
             names.JOURNAL_BYTES: journals.bytes,
             names.JOURNAL_TROUBLE: journals.troubled,
             names.JOURNAL_DROPPED: journals.dropped,
@@ -435,6 +482,16 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     upkeeper = Upkeeper(upkeeps, clock)
     observers = [metrics.observe, *([] if tracing is None else [tracing.spans.observe])]
     shipper = Shipper(state_dir, store, clock, prices.price, observers)
+    adoption = build_adoption(settings, clock, state_dir, prices.price)
+    if adoption is not None:
+        metrics.add(adoption_figures(adoption))
+    contents = ContentShipper(
+        state_dir,
+        content_store(place_of(settings), clock.wall_ns),
+        clock,
+        retention_s=settings.capture.retention_s,
+        bytes_max=settings.capture.bytes_max,
+    )
     control: ControlProcess
 
     def render() -> bytes:
@@ -454,7 +511,9 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
         store,
         journals,
         syncer,
+        adoption,
         upkeeper,
+        contents,
         server,
         keys,
         tracing,

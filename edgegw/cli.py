@@ -13,13 +13,16 @@ import click
 
 from edgegw import __version__
 from edgegw.cli_books import attempts, requests, tail, usage
+from edgegw.cli_content import content
 from edgegw.cli_keys import keys
 from edgegw.cli_options import config_option, read_settings, settings_of
 
 PORT = click.IntRange(0, 65_535)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, commands=[attempts, keys, requests, tail, usage])
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]}, commands=[attempts, content, keys, requests, tail, usage]
+)
 @click.version_option(__version__, prog_name="edgegw")
 def main() -> None:
     """edgegw, an AI gateway: exact limits, an exact ledger, streams that never end silently."""

@@ -11,10 +11,16 @@ import errno
 import fcntl
 import os
 import socket
+import time
 from contextlib import suppress
+
+from edgegw.ledger.identity import ADOPTED, LOCK_FILE
 
 CHANNEL_NAME = "control.sock"  # in the state directory
 _UNIX_PATH_BYTES_MAX = 100  # the kernel's limit is 107 on Linux, 103 elsewhere
+# One that ships what we left at our last end is done soon, or lets go (ledger/adoption.py).
+ADOPTED_WAIT_S = 20.0
+ADOPTED_POLL_S = 0.05
 BACKLOG = 4096  # connections waiting while a worker restarts; the kernel caps it at net.core.somaxconn
 
 
@@ -75,19 +81,33 @@ def _lock(state_dir: str) -> int:
     one that lost its supervisor still ships."""
     try:
         os.makedirs(state_dir, mode=0o700, exist_ok=True)
-        fd = os.open(os.path.join(state_dir, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(os.path.join(state_dir, LOCK_FILE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StartError(f"cannot use the state directory {state_dir}: {error.strerror}") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+    by_s = time.monotonic() + ADOPTED_WAIT_S
+    while not _locked(fd):
+        holder = os.pread(fd, 32, 0)
+        if holder == ADOPTED and time.monotonic() < by_s:
+            time.sleep(ADOPTED_POLL_S)
+            continue
         os.close(fd)
-        message = f"another gateway (pid {holder}) runs on the state directory {state_dir}: stop it, or choose another"
-        raise StartError(message) from error
+        if holder == ADOPTED:
+            raise StartError(f"another gateway ships what was left in the state directory {state_dir}: try again later")
+        pid = holder.decode("ascii", "replace").strip() or "unknown"
+        raise StartError(
+            f"another gateway (pid {pid}) runs on the state directory {state_dir}: stop it, or choose another"
+        )
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _listen(address: tuple[str, int], *, shared: bool) -> socket.socket:

@@ -16,10 +16,12 @@ from typing import Any, Protocol
 import msgspec
 import orjson
 
-from edgegw import phases, trace
+from edgegw import client_ids, phases, trace
 from edgegw.access import Access
 from edgegw.attempts import Attempts, Disk, Try
 from edgegw.clock import Clock, uuid7
+from edgegw.content.capture import Capture
+from edgegw.content.wire import ReplyCopy
 from edgegw.dialects import openai_chat
 from edgegw.dialects.base import Ask
 from edgegw.endpoints import MODELS
@@ -108,6 +110,7 @@ class Gateway:
         *,
         total_timeout_s: float,
         in_flight_max: int,
+        capture: Capture | None = None,
         disk: Disk | None = None,
     ) -> None:
         self._router = router
@@ -122,6 +125,7 @@ class Gateway:
         self._dice_74 = dice_74
         self._total_timeout_s = total_timeout_s
         self._in_flight_max = in_flight_max
+        self._capture = capture
         self.in_flight = 0
 
     def serve(self, request: Request, reply: Reply) -> Coroutine[Any, Any, None]:
@@ -137,10 +141,13 @@ class Gateway:
 
     async def handle(self, request: Request, reply: Reply) -> None:
         exchange = self._open(request)
+        copy: ReplyCopy | None = None
         try:
             self._check(request)
             ask = self._read(request, exchange)
             tenant = exchange.tenant = phases.admit(self._access, request, ask)
+            if self._capture is not None:
+                copy = self._capture.begin(exchange, reply)
             route = exchange.route = phases.route(self._access, self._router, tenant, ask)
             allowance = self._allow(exchange, route)
             tokens = self._estimate(tenant, route, ask)
@@ -160,6 +167,8 @@ class Gateway:
         if self._disk is not None and exchange.begun:
             await self._disk.before_client()
         ending.deliver(reply)
+        if copy is not None and self._capture is not None:
+            self._capture.end(exchange, request, copy)
 
     # -- before the attempts --
 
@@ -190,6 +199,7 @@ class Gateway:
         exchange.stream = ask.stream
         exchange.model_asked = ask.model
         exchange.use_case = ask.use_case
+        exchange.session_id, exchange.user_id = client_ids.told(request.headers, ask.fields)
         return ask
 
     def _allow(self, exchange: Exchange, route: Route) -> Allowance:

@@ -17,6 +17,7 @@ from edgegw.attempts import Attempts, Upstream
 from edgegw.channel import Channel, ChannelClient, Drain, JournalIs
 from edgegw.child import Lifeline
 from edgegw.clock import Clock
+from edgegw.content.capture import Capture
 from edgegw.gateway import Gateway
 from edgegw.http.server import Server
 from edgegw.http.watch import Watch
@@ -85,6 +86,7 @@ class Worker:
     tally: Path
     keys: KeySubscriber | None  # None: nobody needs a key
     drain_timeout_s: float
+    capture: Capture | None  # None: nobody's content is kept
 
     async def run(self, listening: socket.socket, lifeline: Lifeline) -> int:
         """From the first connection to the last. The exit code."""
@@ -114,6 +116,8 @@ class Worker:
         if self.durable is not None:
             self.durable.close()
         self.journal.close()
+        if self.capture is not None:
+            self.capture.close()
         self.tally.unlink(missing_ok=True)
         return 0
 
@@ -158,6 +162,7 @@ class Worker:
             "loop_lag_seconds": lag_s,
             "resident_bytes": resident_bytes(),
             "limits_degraded": float(self.limiter.degraded),
+            **({} if self.capture is None else self.capture.gauges()),
         }
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import hypothesis
 import pytest
 import uvloop
 from postgres_rig import module_postgreses, postgres, postgreses, shared_postgres
@@ -25,6 +26,11 @@ __all__ = [
     "shared_redis",
     "simulator",
 ]
+
+
+# `make check` says --hypothesis-profile=quick: a law that is broken is mostly so within some examples, and `make test`
+# tries the full number.
+hypothesis.settings.register_profile("quick", max_examples=30)
 
 
 def pytest_asyncio_loop_factories(

@@ -80,7 +80,7 @@ tenants:
       ci: sha256:0000000000000000000000000000000000000000000000000000000000000001
       web: {digest: "sha256:0000000000000000000000000000000000000000000000000000000000000002", acts_for: [beta]}
     weight: 3
-  beta: {allow: {routes: [], models: []}, without_redis: closed}
+  beta: {allow: {routes: [], models: []}, without_redis: closed, capture: errors}
 prices:
   p-1.x/a/b: {input: 2.50, output: 10, cached_input: 0.000000000001, cache_write: "3.75", reasoning: 100000}
   "*/a*": {free: true}
@@ -89,6 +89,7 @@ storage:
   redis_url: rediss://user:pw@redis.internal:6380/1
   retention: 90d
   journal: {max: 2GiB, segment: 1MiB}
+capture: {mode: sampled, sample: 2.5%, body_max: 1MiB, waiting: 4GiB, retention: 36h, max: 3MiB}
 """
 
 
@@ -125,6 +126,11 @@ MISTAKES: list[tuple[str, str, dict[str, str], str, str, str]] = [
     ("duration nan", "server: {head_timeout: .nan}", {}, "4:24", "server.head_timeout", "duration such as"),
     ("duration zero", "server: {head_timeout: 0s}", {}, "4:24", "server.head_timeout", "from 1ms to 24h, found '0s'"),
     ("duration too long", "server: {head_timeout: 48h}", {}, "4:24", "server.head_timeout", "from 1ms to 24h"),
+    ("share above the whole", "capture: {sample: 101%}", {}, "4:19", "capture.sample", "from 0% to 100%, such as 1%"),
+    ("share without its unit", "capture: {sample: 0.01}", {}, "4:19", "capture.sample", "from 0% to 100%, such as 1%"),
+    ("two settings: waiting", "capture: {waiting: 1MiB, body_max: 1MiB}", {}, "4:20", "capture.waiting", "three times"),
+    ("two settings: content", "capture: {max: 1MiB, body_max: 1MiB}", {}, "4:16", "capture.max", "twice body_max"),
+    ("mode of capture", "capture: {mode: on}", {}, "4:17", "capture.mode", "one of off, errors, sampled, all"),
     ("duration too short", "storage: {retention: 60}", {}, "4:22", "storage.retention", "from 1h to 36500d"),
     ("size unit", "server: {body_max: 20MB}", {}, "4:20", "server.body_max", "size such as 64KiB"),
     ("size too small", "server: {body_max: 1}", {}, "4:20", "server.body_max", "from 1KiB to 1GiB"),
@@ -163,6 +169,7 @@ MISTAKES: list[tuple[str, str, dict[str, str], str, str, str]] = [
     ("place in a pattern", "models: {'x.*': {targets: [a/x]}}", {}, "4:28", 'models["x.*"].targets[0]', "provider"),
     ("attempts", "default: {targets: [local/x], retry: {attempts: 9}}", {}, "4:31", "default.retry", "set both"),
     ("base over cap", "default: {targets: [local/x], retry: {base: 9}}", {}, "4:31", "default.retry", "than cap"),
+    ("journal adopts", "storage: {journal: {adopt: [/a/*]}}", {}, "4:21", "storage.journal.adopt", "in a PostgreSQL"),
     ("journal", "storage: {journal: {max: 1MiB}}", {}, "4:11", "storage.journal", "two segments"),
     ("version missing", "providers: {}", {}, "1:1", "version", "missing .*begin with version: 1"),
     ("version unsupported", "version: 2\n", {}, "1:10", "version", "reads version 1, found '2'"),

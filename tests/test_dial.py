@@ -26,12 +26,11 @@ from edgegw.http.dial import (
     TUNNEL_HEAD_BYTES_MAX,
     Address,
     Dialer,
-    Proxies,
-    Proxy,
     Resolver,
     interleave,
     tls_context,
 )
+from edgegw.http.proxies import Proxies, Proxy
 
 T = TypeVar("T")
 WAIT_S = 5.0

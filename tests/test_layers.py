@@ -30,9 +30,9 @@ LAYERS: dict[int, str] = {
         settings.load settings.schema settings.describe settings.specs settings.tenant_fields settings.tenant_checks
     """,
     1: """
-        access pattern trace routing retry breaker tokens endpoints reply_fields price_table prices
+        access pattern trace routing retry breaker tokens endpoints reply_fields price_table prices client_ids
         http.__init__ http.request http.chunked http.known_head http.connection http.response http.outbox http.reply
-        http.sse
+        http.proxies http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
         dialects.openai_chat_request dialects.openai_chat_messages dialects.openai_chat_reply
         dialects.openai_chat_stream dialects.openai_chat_writer dialects.texts
@@ -47,6 +47,7 @@ LAYERS: dict[int, str] = {
         ledger.__init__ ledger.record ledger.encoding ledger.store ledger.usage ledger.assembly
         ledger.postgres.__init__ ledger.postgres.days
         ledger.questions ledger.tables
+        content.__init__ content.record content.wire content.choice content.store content.answer
         telemetry.__init__ telemetry.names telemetry.variables telemetry.semconv telemetry.spans telemetry.otlp
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
@@ -61,9 +62,10 @@ LAYERS: dict[int, str] = {
         ledger.segment ledger.identity ledger.room ledger.life
         ledger.journal ledger.durable ledger.syncing ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
         ledger.sqlite_retention ledger.upkeep ledger.books
-        ledger.shipper ledger.rejected ledger.telling
+        ledger.shipper ledger.adoption ledger.rejected ledger.telling
         ledger.postgres.connection ledger.postgres.schema ledger.postgres.partitions ledger.postgres.store
         ledger.postgres.upkeep
+        content.files content.porter content.capture content.sqlite content.postgres content.place content.shipper
         telemetry.metrics telemetry.export telemetry.collector telemetry.collector_grpc telemetry.console
         telemetry.tracing
         simulator.rules_file
@@ -74,8 +76,8 @@ LAYERS: dict[int, str] = {
         simulator.server
     """,
     4: """
-        __main__ app cli cli_books cli_keys cli_options supervisor child doors worker demo show keys.command
-        simulator.run
+        __main__ app cli cli_books cli_content cli_keys cli_options supervisor child doors worker demo show keys.command
+        content.command simulator.run
     """,
 }
 
@@ -122,7 +124,11 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "channel_server": ("channel", "limits.authority", "limits.tally"),  # the two ends speak the same messages
     "routing": ("pattern",),
     "telemetry.variables": ("trace",),  # one of them is the sampler
-    "telemetry.collector": ("http.dial", "http.upstream", "http.upstream_connection"),  # over connections of our own
+    "telemetry.collector": (
+        "http.dial",
+        "http.upstream",
+        "http.upstream_connection",
+    ),  # over connections of our own
     "telemetry.spans": ("ledger.record", "trace"),  # told of records
     "prices": ("ledger.record", "pattern", "price_table"),  # of an attempt as it stands in the books
     "limits.rules": ("pattern",),
@@ -131,12 +137,18 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "limits.redis.script": ("limits.bucket", "limits.meter"),
     "limits.redis.tab": ("limits.bucket", "limits.meter"),
     "limits.accounts": ("channel",),  # what a lease lacks is asked for over the channel
+    "content.wire": ("http.reply",),  # takes off what http put on
+    "content.answer": ("http.sse",),  # a stream is server-sent events
+    "content.sqlite": ("ledger.schema", "ledger.sqlite", "ledger.sqlite_file"),  # one database, one schema
+    "content.place": ("keys.place", "ledger.schema"),
+    "content.postgres": ("ledger.postgres.connection", "ledger.postgres.schema", "ledger.schema"),
     "gateway": ("attempts", "phases"),
     "app": ("child", "supervisor", "worker"),
     "worker": ("child",),
     "supervisor": ("child", "doors"),
     "demo": ("show",),  # ends with the rows, as `edgegw attempts` prints them
-    "cli": ("app", "cli_books", "cli_keys", "cli_options", "demo", "simulator.run"),
+    "cli": ("app", "cli_books", "cli_content", "cli_keys", "cli_options", "demo", "simulator.run"),
+    "cli_content": ("cli_options", "content.command", "show"),
     "cli_books": ("cli_options", "show"),
     "cli_keys": ("cli_options", "keys.command"),
     "__main__": ("cli",),
@@ -144,7 +156,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
 
 # Own modules imported inside functions: the command line starts fast because a command loads only what it needs.
 # What the control process is made of only when it is configured.
-LAZY = {"keys.place", "cli", "cli_books", "cli_keys", "cli_options", "app"}
+LAZY = {"content.place", "keys.place", "cli", "cli_books", "cli_content", "cli_keys", "cli_options", "app"}
 
 # What layers 0 and 1 must not have: clock, dice and bytes are arguments.
 IMPURE = {
@@ -168,7 +180,7 @@ MAY_READ_FILES = {
 EVERYWHERE = {"msgspec"}
 LIBRARIES: dict[str, set[str]] = {
     "asyncpg": {"ledger.postgres.connection", "ledger.postgres.schema"},
-    "click": {"cli", "cli_books", "cli_keys", "cli_options"},
+    "click": {"cli", "cli_books", "cli_content", "cli_keys", "cli_options"},
     "hiredis": {"limits.redis.connection"},
     "httptools": {"http.connection", "http.response", "simulator.server"},
     "orjson": {"gateway", "control.admin"},
@@ -188,7 +200,14 @@ NOT_IN_THE_DATA_PLANE_OWN = (
     "ledger.sqlite",
     "ledger.postgres.",
     "ledger.shipper",
+    "content.sqlite",
+    "content.postgres",
+    "content.place",
+    "content.shipper",
+    "content.store",
+    "content.answer",
     "ledger.syncing",
+    "ledger.adoption",
     "ledger.rejected",
     "ledger.telling",
     "price",

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from ledger_traces import WALL_NS, die, open_journal, play, ship_all, sqlite_store
+from ledger_traces import WAIT_S, WALL_NS, die, open_journal, play, ship_all, sqlite_store
+from rig import Simulator, StartGateway, ask, chat, eventually, providers
 
-from edgegw.clock import ManualClock
+from edgegw.clock import ManualClock, uuid7
 from edgegw.ledger.sqlite import SqliteStore
 from edgegw.ledger.sqlite_file import SqliteFile
 from edgegw.ledger.sqlite_retention import HOUR_NS, PORTION_REQUESTS, SqliteRetention
@@ -214,3 +216,34 @@ async def test_it_is_done_at_the_start_and_then_by_the_hour(monkeypatch: pytest.
     with pytest.raises(asyncio.CancelledError):
         await Upkeeper([Chore(None, StoreError("away"))], ManualClock()).run()
     assert slept == [3600.0, 60.0, 3600.0]
+
+
+@pytest.mark.system
+def test_a_gateway_deletes_what_is_older_at_its_start_and_keeps_the_sums(
+    simulator: Simulator, gateway: StartGateway
+) -> None:
+    settings = {"providers": providers(simulator), "models": {"*": {"targets": ["sim/*"]}}}
+    before = gateway(settings)
+    for _ in range(3):
+        assert chat(before.url, "gpt-5-mini").status == 200
+    before.stop()
+    path = before.state_dir / "edgegw.db"
+
+    def asked(query: str) -> int:
+        with closing(sqlite3.connect(path)) as connection:
+            return int(connection.execute(query).fetchone()[0])
+
+    two_hours_ago = uuid7(time.time_ns() - 2 * HOUR_NS, 7)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        (newest,) = connection.execute("SELECT max(id) FROM requests").fetchone()
+        connection.execute("UPDATE provider_attempts SET request_id = ? WHERE request_id = ?", (two_hours_ago, newest))
+        connection.execute("UPDATE requests SET id = ? WHERE id = ?", (two_hours_ago, newest))
+    after = gateway({**settings, "storage": {"database_url": f"sqlite:///{path}", "retention": "1h"}})
+    eventually("two rows", lambda: asked("SELECT count(*) FROM requests"), lambda rows: rows == 2, WAIT_S)
+    assert asked("SELECT count(*) FROM provider_attempts") == 2
+    assert asked("SELECT sum(requests) FROM usage_hours") == 3
+    assert asked("SELECT kept_since_ns FROM retention") % HOUR_NS == 0
+    figures = ask(after.admin_url, "GET", "/metrics").body.decode()
+    assert "edgegw_ledger_upkeep_errors_total 0" in figures
+    code, said = after.stop()
+    assert (code, "now deleted: 1" in said) == (0, True), said

@@ -21,7 +21,8 @@ import trustme
 
 from edgegw.clock import ManualClock
 from edgegw.errors import UpstreamFault
-from edgegw.http.dial import Dialer, Proxies, Resolver, tls_context
+from edgegw.http.dial import Dialer, Resolver, tls_context
+from edgegw.http.proxies import Proxies
 from edgegw.http.response import Headers
 from edgegw.http.upstream import Pool, PoolLimits
 from edgegw.http.upstream_connection import Connection

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edgegw.channel_server import ChannelServer
+from edgegw.content.shipper import ContentShipper
 from edgegw.control.admin import Readiness
 from edgegw.control.journals import Journals
 from edgegw.http.server import Server
 from edgegw.http.watch import Watch
 from edgegw.keys.feed import KeyFeed
+from edgegw.ledger.adoption import Adoption
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.store import Store
 from edgegw.ledger.syncing import Syncer
@@ -28,6 +30,7 @@ from edgegw.telemetry.tracing import Tracing
 
 # For shipping what the workers left; what is not shipped by then is shipped at the next start.
 SHIP_TIMEOUT_S = 10.0
+CONTENT_TIMEOUT_S = 2.0
 # For the last spans; what is not exported by then is dropped.
 EXPORT_TIMEOUT_S = 5.0
 
@@ -60,7 +63,9 @@ class ControlProcess:
     store: Store
     journals: Journals
     syncer: Syncer | None  # None: the kernel writes when it likes
+    adoption: Adoption | None  # None: no journal but ours
     upkeeper: Upkeeper
+    contents: ContentShipper
     admin: Server
     keys: KeyFeed | None  # None: nobody needs a key
     tracing: Tracing | None  # None: nobody wants to see requests
@@ -81,8 +86,10 @@ class ControlProcess:
             self.tracing.start()
         shipping = loop.create_task(self.shipper.run())
         shipping.add_done_callback(lambda _: told_to_go.set())
+        adopting = None if self.adoption is None else loop.create_task(self.adoption.run())
         syncing = None if self.syncer is None else loop.create_task(self.syncer.run())
         keeping = loop.create_task(self.upkeeper.run())
+        self.contents.start()
         remembering = None if self.memory is None else loop.create_task(self.memory.run())
         feeding = loop.create_task(self.keys.run()) if self.keys is not None else None
         if feeding is not None:
@@ -92,6 +99,8 @@ class ControlProcess:
         keeping.cancel()
         if remembering is not None:
             remembering.cancel()
+        if adopting is not None:
+            adopting.cancel()
         loop.remove_reader(lifeline_fd)
         code = 0
         if shipping.done():
@@ -99,10 +108,13 @@ class ControlProcess:
             code = 1
         else:
             await self.shipper.stop(SHIP_TIMEOUT_S)
+        await self.contents.stop(CONTENT_TIMEOUT_S)
         if self.tracing is not None:
             await self.tracing.stop(EXPORT_TIMEOUT_S)
         if feeding is not None:
             code = await _end(feeding) or code
+        if adopting is not None:
+            await asyncio.wait((adopting,))
         if self.syncer is not None and syncing is not None:
             syncing.cancel()
             await self.syncer.sync()
@@ -115,6 +127,7 @@ class ControlProcess:
         self.admin.drain()
         self.admin.abort()
         await self.store.close()
+        await self.contents.close()
         self.watch.stop()
         return code
 
@@ -133,6 +146,15 @@ class ControlProcess:
             },
             "journal": self.journals.details(),
         }
+        if self.adoption is not None:
+            adopted = self.adoption.adopted
+            details["adoption"] = {
+                "state": "idle" if adopted.shipping is None else "shipping",
+                "journals": adopted.journals,
+                "rows": adopted.rows,
+                "failures": adopted.failures,
+            }
+        details["content"] = self.contents.details()
         if self.keys is not None:
             details["keys"] = self.keys.details()
         return Readiness(bool(workers) and not self.journals.refusing, details)

@@ -1,4 +1,4 @@
-"""The way to a provider's socket: names to addresses, the proxy in between, the TCP connection, TLS.
+"""The way to a provider's socket: names to addresses, the tunnel through a proxy (proxies.py), the TCP connection, TLS.
 
 The one place where the gateway chooses whom it talks to. Every address in here comes from the settings or from the
 environment the process was started with; there is no parameter that a client's request could reach, and nothing
@@ -11,18 +11,15 @@ Knows nothing of HTTP beyond CONNECT, and nothing of pools.
 from __future__ import annotations
 
 import asyncio
-import base64
-import ipaddress
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from itertools import chain, zip_longest
-from typing import Protocol
-from urllib.parse import unquote_to_bytes, urlsplit
 
 from edgegw.clock import Clock
 from edgegw.errors import UpstreamFault
+from edgegw.http.proxies import Origin, Proxies, Proxy
 from edgegw.http.response import tunnel_status
 
 Address = tuple[int, str, int]
@@ -63,17 +60,6 @@ _TLS_REASONS = {
     64: "is for another address",
 }
 """X509_V_ERR_* of OpenSSL (x509_vfy.h); OpenSSL's own words would name the host."""
-
-
-class Origin(Protocol):
-    """Whom to talk to, from the settings: `scheme` is `http` or `https`, `host` a name or an address."""
-
-    @property
-    def scheme(self) -> str: ...
-    @property
-    def host(self) -> str: ...
-    @property
-    def port(self) -> int: ...
 
 
 def tls_context() -> ssl.SSLContext:
@@ -159,106 +145,6 @@ class Resolver:
 def _forbidden(host: str, address: Address) -> bool:
     """A literal address in the settings is the operator's own word; a name must not lead into the neighbourhood."""
     return host != address[1] and address[1].startswith(_NEVER_BY_NAME)
-
-
-# Proxies.
-
-
-@dataclass(frozen=True, slots=True)
-class Proxy:
-    """An HTTP proxy that is asked for tunnels. `authorization` is the value of proxy-authorization, or empty."""
-
-    host: str
-    port: int
-    authorization: bytes = field(default=b"", repr=False)
-
-    @staticmethod
-    def parse(url: str) -> Proxy:
-        """From `http://[user:password@]host[:port]`, or `host:port`. ValueError, without the URL in it."""
-        try:
-            parts = urlsplit(url if "://" in url else f"http://{url}")
-            host, port = parts.hostname, parts.port or 80
-        except ValueError:
-            raise ValueError("the proxy's URL cannot be read") from None
-        if parts.scheme != "http" or not host:
-            raise ValueError("the proxy's URL must be http://[user:password@]host[:port]")
-        if parts.username is None:
-            return Proxy(host, port)
-        user, password = unquote_to_bytes(parts.username), unquote_to_bytes(parts.password or "")
-        return Proxy(host, port, b"Basic " + base64.b64encode(user + b":" + password))
-
-
-class Proxies:
-    """Which proxy, if any, stands before an origin. Made once from HTTP_PROXY, HTTPS_PROXY and NO_PROXY (lower case
-    wins, as in curl), or from the one proxy that a provider's settings name."""
-
-    __slots__ = ("_by_scheme", "_exempt")
-
-    def __init__(self, by_scheme: Mapping[str, Proxy] | None = None, no_proxy: str = "") -> None:
-        self._by_scheme = dict(by_scheme or {})
-        self._exempt = [rule for rule in no_proxy.replace(",", " ").lower().split() if rule]
-
-    @staticmethod
-    def from_environment(environ: Mapping[str, str]) -> Proxies:
-        """ValueError names the variable that cannot be read, not its value."""
-
-        def value(name: str) -> str:
-            return (environ.get(name) or environ.get(name.upper()) or "").strip()
-
-        by_scheme = {}
-        for scheme in ("http", "https"):
-            name = f"{scheme}_proxy"
-            if url := value(name):
-                try:
-                    by_scheme[scheme] = Proxy.parse(url)
-                except ValueError as error:
-                    raise ValueError(f"{name.upper()}: {error}") from None
-        return Proxies(by_scheme, value("no_proxy"))
-
-    @staticmethod
-    def always(proxy: Proxy) -> Proxies:
-        """The proxy of a provider's settings: for every origin, loopback aside."""
-        return Proxies({"http": proxy, "https": proxy})
-
-    def before(self, origin: Origin) -> Proxy | None:
-        """The proxy to ask for a tunnel to `origin`, None to go there directly. Loopback is always direct: a proxy's
-        own loopback is never meant."""
-        proxy = self._by_scheme.get(origin.scheme)
-        if proxy is None:
-            return None
-        host = origin.host.lower().rstrip(".")
-        ip = _ip(host)
-        if host == "localhost" or host.endswith(".localhost") or (ip is not None and ip.is_loopback):
-            return None
-        return None if any(_exempts(rule, host, ip, origin.port) for rule in self._exempt) else proxy
-
-
-_Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
-def _ip(host: str) -> _Ip | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
-
-
-def _exempts(rule: str, host: str, ip: _Ip | None, port: int) -> bool:
-    """One entry of NO_PROXY: `*`, a name (with its subdomains; a leading `.` or `*.` is ignored), an address or a
-    network, each with an optional port."""
-    if rule == "*":
-        return True
-    try:
-        network = ipaddress.ip_network(rule.strip("[]"), strict=False)
-    except ValueError:
-        network = None
-    if network is not None:
-        return ip is not None and ip in network
-    name, colon, digits = rule.rpartition(":")
-    if colon and digits.isdigit():
-        return int(digits) == port and _exempts(name, host, ip, port)
-    name = rule.removeprefix("*").removeprefix(".").rstrip(".")
-    return bool(name) and (host == name or host.endswith(f".{name}"))
 
 
 # Connecting.

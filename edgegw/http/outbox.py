@@ -36,6 +36,10 @@ class Outbox:
             self._soon(self.flush)
         held.append((transport, data))
 
+    def copying(self, sink: Callable[[bytes], None]) -> CopyingOutbox:
+        """The same, for one writer whose bytes are told to `sink` as well."""
+        return CopyingOutbox(self.write, sink)
+
     def flush(self) -> None:
         """Everything leaves now."""
         held = self._held
@@ -46,3 +50,17 @@ class Outbox:
                     transport.write(data)
                 except RuntimeError:  # uvloop's word for a transport that was closed in this turn
                     continue
+
+
+class CopyingOutbox:
+    """What a writer is given instead of the outbox, whose bytes are to be copied."""
+
+    __slots__ = ("_sink", "_write")
+
+    def __init__(self, write: Callable[[Writes, bytes], None], sink: Callable[[bytes], None]) -> None:
+        self._write = write
+        self._sink = sink
+
+    def write(self, transport: Writes, data: bytes) -> None:
+        self._sink(data)
+        self._write(transport, data)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, Protocol
 
-from edgegw.http.outbox import Outbox
+from edgegw.http.outbox import CopyingOutbox, Outbox
 from edgegw.http.request import Request
 
 REASONS = {
@@ -113,7 +113,7 @@ class Reply:
     def __init__(self, connection: ReplyConnection, request: Request) -> None:
         self._connection = connection
         self._transport = connection.transport
-        self._outbox = connection.outbox
+        self._outbox: Outbox | CopyingOutbox = connection.outbox
         self.request = request
         self.chunked = not request.http_1_0
         self.started = False
@@ -123,6 +123,11 @@ class Reply:
         self.on_gone: Callable[[], None] | None = None
         self.on_pause: Callable[[], None] | None = None
         self.on_resume: Callable[[], None] | None = None
+
+    def copy_to(self, sink: Callable[[bytes], None]) -> None:
+        """`sink` is told all that the client is sent from now on, head and framing included. To be called once, before
+        anything is sent or `wire` is asked."""
+        self._outbox = self._connection.outbox.copying(sink)
 
     def send(self, status: int, fields: bytes, body: bytes) -> None:
         """The whole reply in one write. `fields` are complete header lines, framing excluded."""

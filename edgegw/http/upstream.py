@@ -21,8 +21,8 @@ from typing import Protocol
 
 from edgegw.clock import Clock
 from edgegw.errors import UpstreamFault
-from edgegw.http.dial import Origin
 from edgegw.http.outbox import Outbox
+from edgegw.http.proxies import Origin
 from edgegw.http.upstream_connection import Connection, Sink, State
 from edgegw.limits.turns import Turns
 

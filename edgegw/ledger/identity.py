@@ -1,4 +1,4 @@
-"""Which journal this is: a name for a state directory that outlives every process, and is no other's.
+"""Which journal this is: a name for a state directory that outlives every process, and is no other's; and who has it.
 
 A database may hold the books of many gateways. What each has read so far stands there under this name.
 """
@@ -11,6 +11,10 @@ import secrets
 from pathlib import Path
 
 IDENTITY_FILE = "journal.id"
+# Locked (flock) by the gateway whose state directory it is, for as long as it lives, with its process id in it; or by
+# one that ships what another has left, with ADOPTED in it.
+LOCK_FILE = "lock"
+ADOPTED = b"adopted\n"
 _NAME = re.compile(r"[0-9a-f]{16}")
 
 

@@ -19,7 +19,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from edgegw.ledger.life import JOURNAL_DIR, LIFE_FILE, LIFE_NAME
@@ -70,6 +70,9 @@ class Damage:
     unreadable: int = 0
     foreign: int = 0
     failed: int = 0
+
+    def __add__(self, other: Damage) -> Damage:
+        return Damage(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
 class LifeReader:

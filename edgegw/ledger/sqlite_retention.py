@@ -50,7 +50,7 @@ class SqliteRetention:
                 break
             await asyncio.sleep(self._pause_s)
         if requests:
-            _log.info("%d requests were older than storage.retention and are deleted", requests)
+            _log.info("requests older than storage.retention, now deleted: %d", requests)
 
 
 def _mark(connection: sqlite3.Connection, kept_since_ns: int) -> None:

@@ -15,12 +15,12 @@ from edgegw.settings.addresses import host_and_port, is_loopback
 from edgegw.settings.fields import PRESETS
 from edgegw.settings.mistakes import Complaint, did_you_mean, one_of
 from edgegw.settings.model import (
+    CaptureSettings,
     OwnPrice,
     ProviderSettings,
     RouteSettings,
     ServerSettings,
     Settings,
-    StorageSettings,
     parse_target,
 )
 from edgegw.settings.tenant_checks import access_complaints, access_warnings
@@ -40,7 +40,8 @@ class Known(Struct, frozen=True):
 def complaints(settings: Settings, known: Known) -> Iterator[Complaint]:
     """All that is wrong between the settings."""
     yield from _server(settings.server)
-    yield from _storage(settings.storage)
+    yield from _storage(settings)
+    yield from _capture(settings.capture, settings.server.workers)
     yield from _prices(settings.prices, known.providers)
     yield from access_complaints(settings, known.routes)
     if not known.providers:
@@ -68,11 +69,26 @@ def _server(server: ServerSettings) -> Iterator[Complaint]:
         yield Complaint("server.admin", message, "clients and probes need a port each", also=("server.listen",))
 
 
-def _storage(storage: StorageSettings) -> Iterator[Complaint]:
+def _storage(settings: Settings) -> Iterator[Complaint]:
+    storage = settings.storage
     if storage.journal.bytes_max < 2 * storage.journal.segment_bytes:
         path = "storage.journal"
         message = "max must hold at least two segments"
         yield Complaint(path, message, also=(join(path, "max"), join(path, "segment")))
+    if storage.journal.adopt and settings.postgres_url is None:
+        message = "what others have left can only be stored where they store: in a PostgreSQL"
+        yield Complaint("storage.journal.adopt", message, "set storage.database_url to postgresql://…")
+
+
+def _capture(capture: CaptureSettings, workers: int) -> Iterator[Complaint]:
+    """`workers`: 0 for as many as there are CPUs."""
+    body_max = join("capture", "body_max")
+    if capture.waiting_bytes_max < 3 * capture.body_bytes_max * max(workers, 1):
+        path = join("capture", "waiting")
+        message = "must hold three times body_max for each worker: a prompt, an answer, and what is around them"
+        yield Complaint(path, message, also=(body_max, join("server", "workers")))
+    if capture.bytes_max < 2 * capture.body_bytes_max:
+        yield Complaint(join("capture", "max"), "must hold twice body_max: a prompt and an answer", also=(body_max,))
 
 
 def _prices(prices: Mapping[str, OwnPrice], providers: Collection[str]) -> Iterator[Complaint]:

@@ -14,6 +14,7 @@ from msgspec import Struct
 from edgegw.exchange import RetryPolicy
 from edgegw.settings import addresses, database_address, redis_address, values
 from edgegw.settings.model import (
+    CaptureSettings,
     JournalSettings,
     OwnPrice,
     ProviderSettings,
@@ -24,7 +25,7 @@ from edgegw.settings.model import (
     Timeouts,
 )
 from edgegw.settings.specs import Field, Named, Section, Several
-from edgegw.settings.tenant_fields import LIMITS, TENANTS
+from edgegw.settings.tenant_fields import CAPTURE_MODE, LIMITS, TENANTS
 
 
 class Preset(Struct, frozen=True):
@@ -49,6 +50,7 @@ def _provider(*, name: str, kind: str, base_url: str | None = None, **rest: Any)
 
 
 _WAIT = values.duration("1ms", "24h")
+_PATH = values.matching(r"[^\x00]{1,4096}", "a path")
 _COUNT = values.whole(1, 1_000_000)
 
 _PRICE = values.price(100_000)  # the dearest model there has been took 600
@@ -140,7 +142,7 @@ SERVER = Section(
         Field(
             "state_dir",
             "state_dir",
-            values.matching(r"[^\x00]{1,4096}", "a path"),
+            _PATH,
             "Where journal, rows and sockets are kept.",
         ),
         Field(
@@ -212,6 +214,12 @@ JOURNAL = Section(
             values.choice("none", "interval", "always"),
             "When records are on the disk, should the machine die: when the kernel likes, soon, or first of all.",
         ),
+        Field(
+            "adopt",
+            "adopt",
+            Several(_PATH, "[/var/lib/edgegw/*]"),
+            "State directories, with wildcards: what gateways that are gone have left there is shipped.",
+        ),
         Field("sync_interval", "sync_interval_s", values.duration("10ms", "1h"), "How soon interval is."),
     ),
     JournalSettings,
@@ -236,6 +244,19 @@ STORAGE = Section(
         Field("journal", "journal", JOURNAL, "What waits on disk until the database has it."),
     ),
     StorageSettings,
+)
+
+CAPTURE = Section(
+    CaptureSettings,
+    (
+        Field("mode", "mode", CAPTURE_MODE, "Whose prompts and answers are kept: off, errors, sampled or all."),
+        Field("sample", "sample", values.share(), "How many of them, where the mode is sampled."),
+        Field("body_max", "body_bytes_max", values.size("1KiB", "64MiB"), "Kept of a prompt, and of an answer."),
+        Field("waiting", "waiting_bytes_max", values.size("1MiB", "1024GiB"), "All that may wait for the database."),
+        Field("retention", "retention_s", values.duration("1m", "3650d"), "How long the database keeps it."),
+        Field("max", "bytes_max", values.size("1MiB", "1024GiB"), "All that the database keeps; the oldest goes."),
+    ),
+    CaptureSettings,
 )
 
 ROOT = Section(
@@ -276,6 +297,7 @@ ROOT = Section(
             "What models cost, by provider/model or a pattern with a *, where it is not what the table of prices says.",
         ),
         Field("storage", "storage", STORAGE, "Where rows are kept."),
+        Field("capture", "capture", CAPTURE, "Whether prompts and answers are kept, and for how long."),
     ),
     Settings,
 )

@@ -17,6 +17,8 @@ ProviderKind = Literal["openai", "anthropic", "openai-compatible"]
 Auth = Literal["none", "keys"]
 # What happens to a tenant's limits while Redis is away: its share of them, no limit, or no request.
 WithoutRedis = Literal["local", "open", "closed"]
+# Whose prompts and answers are kept: nobody's, those of exchanges that did not end well, some, all.
+CaptureMode = Literal["off", "errors", "sampled", "all"]
 # As libpq has them.
 SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 SessionAttribute = Literal["any", "primary", "read-write"]
@@ -187,7 +189,7 @@ class KeySettings(Struct, frozen=True, kw_only=True):
 
 class TenantSettings(Struct, frozen=True, kw_only=True):
     """One tenant. `models`: limits by model name, or by a pattern whose models count together. `weight`: its share of
-    a provider's connections when they are scarce."""
+    a provider's connections when they are scarce. `capture`: instead of the mode that all have."""
 
     name: str
     limits: OwnLimits = OwnLimits()
@@ -196,6 +198,7 @@ class TenantSettings(Struct, frozen=True, kw_only=True):
     keys: dict[str, KeySettings] = field(default_factory=dict)
     weight: int = 1
     without_redis: WithoutRedis | None = None
+    capture: CaptureMode | None = None
 
 
 class OwnPrice(Struct, frozen=True, kw_only=True):
@@ -213,13 +216,14 @@ class OwnPrice(Struct, frozen=True, kw_only=True):
 
 class JournalSettings(Struct, frozen=True, kw_only=True):
     """How much may wait on disk: all segments of all workers together, and one of them; and what becomes of requests
-    when nothing more may, or can."""
+    when nothing more may, or can. `adopt`: state directories of other gateways, with wildcards."""
 
     bytes_max: int = _GIB
     segment_bytes: int = 8 * _MIB
     when_full: WhenFull = "refuse"
     sync: Sync = "none"
     sync_interval_s: float = 1.0
+    adopt: tuple[str, ...] | None = None
 
 
 class StorageSettings(Struct, frozen=True, kw_only=True):
@@ -231,6 +235,18 @@ class StorageSettings(Struct, frozen=True, kw_only=True):
     redis_url: Secret | None = None
     retention_s: float | None = None
     journal: JournalSettings = JournalSettings()
+
+
+class CaptureSettings(Struct, frozen=True, kw_only=True):
+    """Whether prompts and answers are kept, and how much of them for how long. `mode` is that of tenants without one of
+    their own, `sample` a share. Bounds: of a prompt and of an answer, of what waits on disk, of the table."""
+
+    mode: CaptureMode = "off"
+    sample: float = 0.01
+    body_bytes_max: int = 64 * _KIB
+    waiting_bytes_max: int = 64 * _MIB
+    retention_s: float = 7 * 86_400.0
+    bytes_max: int = _GIB
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -248,6 +264,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     tenants: dict[str, TenantSettings] = field(default_factory=dict)
     prices: dict[str, OwnPrice] = field(default_factory=dict)
     storage: StorageSettings = StorageSettings()
+    capture: CaptureSettings = CaptureSettings()
     source: str = "environment"
 
     @property

@@ -49,6 +49,9 @@ _MEASURES = (
     Field("tokens_per_month", "tokens_per_month", _limit(TOKENS_MAX), "Tokens within a calendar month (UTC)."),
 )
 _WITHOUT_REDIS = values.choice("local", "open", "closed")
+_MODES = ("off", "errors", "sampled", "all")
+# To an editor that knows YAML 1.1 only, `off` is a boolean.
+CAPTURE_MODE = replace(values.choice(*_MODES), schema={"enum": [False, *_MODES]})
 
 LIMITS = Section(
     LimitSettings,
@@ -121,6 +124,7 @@ TENANT = Section(
             "Its share of a provider's connections when they are scarce, against the others' weights.",
         ),
         Field("without_redis", "without_redis", _WITHOUT_REDIS, "As limits.without_redis, for this tenant."),
+        Field("capture", "capture", CAPTURE_MODE, "As capture.mode, for this tenant."),
     ),
     TenantSettings,
 )

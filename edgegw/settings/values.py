@@ -24,6 +24,7 @@ _UNIT_BYTES = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1}
 
 _WHOLE = re.compile(r"0|[1-9][0-9]*")
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(ms|s|m|h|d)?")
+_SHARE = re.compile(r"(100|[0-9]{1,2}(?:\.[0-9]{1,6})?) ?%")
 _SIZE = re.compile(r"([0-9]{1,15}) ?(B|KiB|MiB|GiB)?")
 _PRICE = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,12})?")
 _VISIBLE = re.compile(r"[!-~]+")
@@ -144,6 +145,23 @@ def _show_duration(seconds: float) -> str:
     if seconds and seconds % 86_400 == 0:
         return f"{seconds / 86_400:.0f}d"
     return f"{seconds:.0f}s" if seconds % 1 == 0 else f"{seconds * 1000:.0f}ms"
+
+
+def share() -> Kind:
+    """A part of the whole, from 0 to 1; the text is in percent."""
+
+    def read(text: str) -> float:
+        found = _SHARE.fullmatch(text)
+        if not found:
+            raise ValueError
+        return float(found[1]) / 100
+
+    return Kind(
+        expected="a share from 0% to 100%, such as 1%",
+        read=read,
+        schema={"type": "string", "pattern": f"^{_SHARE.pattern}$"},
+        show=lambda value: f"{value * 100:.6f}".rstrip("0").rstrip(".") + "%",
+    )
 
 
 def size(low: str, high: str) -> Kind:

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 from edgegw import __version__
 from edgegw.clock import Clock
 from edgegw.errors import UpstreamFault
-from edgegw.http.dial import Dialer, Proxies, Resolver, tls_context
+from edgegw.http.dial import Dialer, Resolver, tls_context
+from edgegw.http.proxies import Proxies
 from edgegw.http.upstream import Pool, PoolLimits
 from edgegw.http.upstream_connection import Connection
 from edgegw.providers.retry_after import retry_after_s

@@ -106,6 +106,10 @@ class Metrics:
             Vitals: self._gauges,
         }
 
+    def add(self, own: Mapping[Family, Callable[[], Figure]]) -> None:
+        """Further ones that others keep."""
+        self._own |= own
+
     def observe(self, record: Record) -> None:
         """Count one record. Each is to be observed once; kinds that nothing is derived from are passed over."""
         observer = self._observers.get(type(record))

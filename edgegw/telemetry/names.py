@@ -122,12 +122,31 @@ JOURNAL_DROPPED = Family(
 JOURNAL_LOST = Family(
     "edgegw_journal_lost_total", "counter", "Records of begun requests that found neither reserve nor disk."
 )
+ADOPTED_JOURNALS = Family(
+    "edgegw_adopted_journals_total", "counter", "Journals of gateways that are gone, shipped to their end."
+)
+ADOPTED_ROWS = Family("edgegw_adopted_rows_total", "counter", "Rows that came from them.")
+ADOPTED_DAMAGE = Family(
+    "edgegw_adopted_damage_total", "counter", "As edgegw_ledger_damage_total, of adopted journals.", ("kind",)
+)
+ADOPTION_FAILURES = Family(
+    "edgegw_adoption_failures_total", "counter", "Times that such a journal could not be looked at, locked or shipped."
+)
 JOURNAL_SYNC_ERRORS = Family(
     "edgegw_journal_sync_errors_total",
     "counter",
     "What the disk did not take: kind is round (a sync of all journals) or wait (a request that waited for its own).",
     ("kind",),
 )
+
+CONTENT_STORED = Family("edgegw_content_stored_total", "counter", "Prompts with their answers stored in the database.")
+CONTENT_LOST = Family(
+    "edgegw_content_lost_total", "counter", "Prompts with their answers that no file or no database would hold."
+)
+CONTENT_REMOVED = Family(
+    "edgegw_content_removed_total", "counter", "Prompts with their answers deleted for their age, or for want of room."
+)
+CONTENT_ERRORS = Family("edgegw_content_errors_total", "counter", "Times that content could not be stored yet.")
 
 # Only with Redis as the authority of limits.
 REDIS_CALLS = Family("edgegw_redis_calls_total", "counter", "Calls of the script that counts limits in Redis.")
@@ -168,6 +187,9 @@ WORKER_GAUGES: dict[str, Family] = {
         ("loop_lag_seconds", "edgegw_loop_lag_seconds", "How late the worker's event loop was when last measured."),
         ("resident_bytes", "edgegw_worker_resident_memory_bytes", "Resident memory of the worker."),
         ("limits_degraded", "edgegw_limits_degraded", "1 while limits are kept without the authority, else 0."),
+        ("content_kept", "edgegw_content_kept", "Prompts with their answers put down since the worker started."),
+        ("content_dropped", "edgegw_content_dropped", "Those that it had no room for, or the disk did not take."),
+        ("content_waiting_bytes", "edgegw_content_waiting_bytes", "What of them waits on disk for the database."),
     )
 }
 WORKER_GAUGE_PREFIX = "edgegw_worker_"

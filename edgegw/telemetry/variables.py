@@ -198,18 +198,19 @@ class _Reader:
 
     def _url(self, name: str, protocol: Protocol) -> str:
         """That of a signal is used as it is, to that of all signals the signal's path is added."""
-        default = f"http://localhost:{_DEFAULT_PORTS[protocol]}"
-        url = self.text(name) or default
+        path = "" if protocol == "grpc" else _TRACES_PATH
+        default = f"http://localhost:{_DEFAULT_PORTS[protocol]}{path}"
+        url = self.text(name)
+        if url is None:
+            return default
         parts = _url_parts(url)
         if parts is None:
             self.complaints.append(f"{name}: expected an http:// or https:// URL")
-            url, parts = default, urlsplit(default)
+            return default
         if protocol == "grpc":
             return url
-        path = parts.path or "/"
-        if name == "OTEL_EXPORTER_OTLP_ENDPOINT":
-            path = parts.path.rstrip("/") + _TRACES_PATH
-        return parts._replace(path=path, fragment="").geturl()
+        whole = parts.path.rstrip("/") + path if name == "OTEL_EXPORTER_OTLP_ENDPOINT" else parts.path or "/"
+        return parts._replace(path=whole, fragment="").geturl()
 
     def _pairs(self, name: str) -> list[tuple[str, str]]:
         """`key=value,…`, both percent-encoded where they have to be."""

@@ -21,8 +21,8 @@ from edgegw.limits.meter import Shape
 from edgegw.limits.redis.absence import Absence
 from edgegw.limits.redis.keys import REPLICAS, hash_slot
 from edgegw.limits.redis.replicas import ReplicasFile
-from edgegw.limits.redis.script import Answer, Script, room_in_s
-from edgegw.limits.redis.server import House, Server, Tally
+from edgegw.limits.redis.script import Answer, Script, Tally, room_in_s
+from edgegw.limits.redis.server import House, Server
 from edgegw.limits.redis.servers import Cluster, OneServer, Servers
 from edgegw.limits.redis.tab import Order, Tab, Take
 from edgegw.limits.words import Mode, Offer

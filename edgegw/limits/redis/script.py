@@ -9,7 +9,7 @@ import hashlib
 import pkgutil
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from edgegw.limits.bucket import MICROS_PER_S, PARTS, SLOT_WAIT_S
@@ -35,6 +35,20 @@ class Answer(NamedTuple):
     granted: int
     level: int
     rest: int
+
+
+@dataclass(slots=True)
+class Tally:
+    """Of the calls of the script since the start, to all servers together."""
+
+    calls: int = 0
+    operations: int = 0
+    answered_s: float = 0.0  # sum over the calls that were answered
+    failures: dict[str, int] = field(default_factory=dict)  # by kind: `timeout`, `connection`, a refusal's first word
+    absences: int = 0
+
+    def failed(self, kind: str) -> None:
+        self.failures[kind] = self.failures.get(kind, 0) + 1
 
 
 @dataclass(slots=True)

@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from edgegw.clock import Clock
 from edgegw.limits.redis.connection import Connection, Lost, RedisError, Refused
-from edgegw.limits.redis.script import Operation, Script, answers, refusal
+from edgegw.limits.redis.script import Operation, Script, Tally, answers, refusal
 from edgegw.limits.redis.tab import Order, Tab
 
 ANSWER_WITHIN_S = 0.045  # of the 50 ms that a worker waits, the rest is the channel's
@@ -34,20 +34,6 @@ ABANDONED_MAX = 4  # such connections: one per absence, and each ends with its l
 # Refusals after which another server may be the right one: what led to this one is asked again.
 _ELSEWHERE = {"readonly", "masterdown", "noauth", "wrongpass", "noperm"}
 _REDIRECTS = {"moved", "ask", "tryagain"}
-
-
-@dataclass(slots=True)
-class Tally:
-    """Since the start, of all servers together."""
-
-    calls: int = 0
-    operations: int = 0
-    answered_s: float = 0.0  # sum over the calls that were answered
-    failures: dict[str, int] = field(default_factory=dict)  # by kind: `timeout`, `connection`, a refusal's first word
-    absences: int = 0
-
-    def failed(self, kind: str) -> None:
-        self.failures[kind] = self.failures.get(kind, 0) + 1
 
 
 @dataclass(frozen=True, slots=True)

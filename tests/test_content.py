@@ -1,0 +1,389 @@
+"""What is kept of an exchange: copied as it leaves, made readable, put down, bounded, found again."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgegw.clock import ManualClock, uuid7
+from edgegw.content import answer, porter
+from edgegw.content.capture import Capture
+from edgegw.content.choice import Choice
+from edgegw.content.files import BLOCK_BYTES, CONTENT_DIR, Tray, Trays
+from edgegw.content.porter import Porter
+from edgegw.content.record import Content
+from edgegw.content.wire import HEAD_ROOM_BYTES, ReplyCopy, behind_head, unchunked
+from edgegw.exchange import Exchange
+from edgegw.http.chunked import ChunkedBody
+from edgegw.http.outbox import Outbox
+from edgegw.http.reply import JSON, LAST_CHUNK, Reply, chunk
+from edgegw.http.request import Request
+from edgegw.settings import load_text
+
+DONE = b"data: [DONE]\n\n"
+EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
+ERROR = b'data: {"error":{"message":"cut","type":"upstream_error"}}\n\n'
+
+
+# -- the copy of a reply --
+
+
+class Wire:
+    """A client's transport."""
+
+    def __init__(self) -> None:
+        self.sent = b""
+
+    def write(self, data: bytes) -> None:
+        self.sent += data
+
+    def abort(self) -> None: ...
+
+
+class Connection:
+    """As much of a connection as a reply needs."""
+
+    def __init__(self) -> None:
+        self.write_paused = False
+        self.outbox = Outbox()
+        self.transport = Wire()
+
+    def finished(self, reply: Reply, keep_alive: bool) -> None: ...
+
+    def abandon(self) -> None: ...
+
+
+def request(body: bytes = b"{}", *, http_1_0: bool = False) -> Request:
+    return Request(b"POST", b"/v1/chat/completions", headers={}, body=body, http_1_0=http_1_0)
+
+
+def say(reply: Reply, words: list[tuple[Any, ...]]) -> None:
+    for verb, *arguments in words:
+        if verb == "wire":
+            transport, write = reply.wire()
+            write(transport, *arguments)
+        else:
+            getattr(reply, verb)(*arguments)
+
+
+TRACES: dict[str, tuple[list[tuple[Any, ...]], bytes]] = {
+    "plain": ([("send", 200, JSON, b'{"a":1}')], b'{"a":1}'),
+    "a refusal": ([("send", 429, b"retry-after: 1\r\n", b'{"error":{}}')], b'{"error":{}}'),
+    "a stream": ([("start", 200, b"", EVENT), ("write", EVENT), ("end", DONE)], EVENT + EVENT + DONE),
+    "a stream by the fast lane": ([("start", 200, b"", EVENT), ("wire", chunk(EVENT)), ("end", b"")], EVENT + EVENT),
+    "an error event": ([("start", 200, b"", EVENT), ("fail", ERROR)], EVENT + ERROR),
+    "probed before the head": ([("probe",), ("probe",), ("start", 200, b"", EVENT), ("end", b"")], EVENT),
+    "probed within": ([("start", 200, b"", EVENT), ("probe",), ("end", b"")], EVENT + b":\n\n"),
+    "gone before the end": ([("start", 200, b"", EVENT)], EVENT),
+    "nothing at all": ([], b""),
+}
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_what_a_client_was_sent_is_read_again(name: str) -> None:
+    words, body = TRACES[name]
+    connection, copy = Connection(), ReplyCopy(1000, errors_only=False)
+    reply = Reply(connection, request())
+    reply.copy_to(copy.add)
+    say(reply, words)
+    assert copy.sent == connection.transport.sent
+    assert not copy.cut
+    found, chunked = behind_head(copy.sent)
+    assert (unchunked(found) if chunked else found) == body
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_a_copied_reply_is_the_same_on_the_wire(name: str) -> None:
+    words, _ = TRACES[name]
+    plain, copied = Connection(), Connection()
+    say(Reply(plain, request()), words)
+    reply = Reply(copied, request())
+    reply.copy_to(lambda data: None)
+    say(reply, words)
+    assert plain.transport.sent == copied.transport.sent
+
+
+def test_a_stream_of_http_1_0_has_no_chunks() -> None:
+    connection, copy = Connection(), ReplyCopy(1000, errors_only=False)
+    reply = Reply(connection, request(http_1_0=True))
+    reply.copy_to(copy.add)
+    say(reply, [("start", 200, b"", EVENT), ("write", EVENT), ("end", b"")])
+    assert behind_head(copy.sent) == (EVENT + EVENT, False)
+
+
+def test_a_body_that_looks_like_a_head_is_a_body() -> None:
+    body = b"x\r\ntransfer-encoding: chunked\r\n\r\n5\r\n"
+    connection, copy = Connection(), ReplyCopy(1000, errors_only=False)
+    reply = Reply(connection, request())
+    reply.copy_to(copy.add)
+    reply.send(200, JSON, body)
+    assert behind_head(copy.sent) == (body, False)
+
+
+def test_a_copy_cut_anywhere_holds_what_came_before() -> None:
+    whole = chunk(EVENT) + chunk(b"x" * 300) + LAST_CHUNK
+    plain = EVENT + b"x" * 300
+    for end in range(len(whole)):
+        found = unchunked(whole[:end])
+        assert plain.startswith(found)
+        assert len(found) >= end - 20
+
+
+@given(st.lists(st.binary(min_size=1, max_size=300)), st.integers(0, 2000))
+def test_chunks_are_taken_off_as_the_strict_decoder_does(pieces: list[bytes], end: int) -> None:
+    sent = b"".join(map(chunk, pieces)) + LAST_CHUNK
+    strict = ChunkedBody(1 << 62)
+    strict.feed(sent[:end])
+    assert unchunked(sent[:end]) == strict.body
+
+
+def test_a_copy_is_bounded_and_says_so() -> None:
+    copy = ReplyCopy(10, errors_only=False)
+    room = HEAD_ROOM_BYTES + 10
+    cuts = []
+    for data in (b"y" * room, b"z" * 100_000, b"z"):
+        copy.add(data)
+        cuts.append((copy.cut, copy.size))
+    assert cuts == [(False, room), (True, room), (True, room)]
+    assert copy.sent == b"y" * room
+    across = ReplyCopy(10, errors_only=False)
+    across.add(b"y" * (room + 1))
+    assert (across.cut, across.size) == (True, room)
+
+
+# -- whose --
+
+
+def choice(capture: str, tenants: str = "{}") -> Choice:
+    base = "version: 1\nproviders: {local: {kind: openai-compatible, base_url: 'http://127.0.0.1:1/v1'}}\n"
+    return Choice(load_text(f"{base}capture: {capture}\ntenants: {tenants}\n", {}))
+
+
+def test_nobody_is_captured_by_default() -> None:
+    assert not choice("{}").any
+    assert choice("{}").mode("anybody", uuid7(1, 1)) == "off"
+
+
+def test_a_tenant_has_its_own_mode() -> None:
+    found = choice("{mode: all}", "{quiet: {capture: off}, faulty: {capture: errors}}")
+    id_ = uuid7(1, 1)
+    assert [found.mode(name, id_) for name in ("quiet", "faulty", "other")] == ["off", "errors", "all"]
+    assert choice("{}", "{loud: {capture: all}}").any
+
+
+def test_a_sample_is_as_large_as_asked_for_and_always_the_same() -> None:
+    import random
+
+    dice = random.Random(7)
+    ids = [uuid7(1_700_000_000_000_000_000, dice.getrandbits(74)) for _ in range(20_000)]
+    sampled = choice("{mode: sampled, sample: 5%}")
+    kept = [id_ for id_ in ids if sampled.mode("t", id_) == "all"]
+    assert 800 < len(kept) < 1200
+    again = choice("{mode: sampled, sample: 5%}")
+    assert kept == [id_ for id_ in ids if again.mode("t", id_) == "all"]
+    for share, count in (("0%", 0), ("100%", 100)):
+        every = choice(f"{{mode: sampled, sample: {share}}}")
+        assert sum(every.mode("t", id_) == "all" for id_ in ids[:100]) == count
+
+
+# -- the worker's side --
+
+
+def exchange(tenant: str = "t", state: Any = "complete", number: int = 1) -> Exchange:
+    found = Exchange(uuid7(1_700_000_000_000_000_000, number), 0, 0.0)
+    found.tenant, found.state = tenant, state
+    return found
+
+
+def captured(state_dir: Path) -> list[Content]:
+    decode = msgspec.msgpack.Decoder(Content).decode
+    return [decode(path.read_bytes()) for path in Trays(state_dir).waiting(100)]
+
+
+def capture_into(tray: Tray, of: Choice) -> Capture:
+    return Capture(of, Porter(lambda: tray), ManualClock(), 64)
+
+
+def serve(capture: Capture, of: Exchange, body: bytes, answer: bytes) -> None:
+    connection = Connection()
+    asked = request(body)
+    reply = Reply(connection, asked)
+    copy = capture.begin(of, reply)
+    reply.send(200, JSON, answer)
+    if copy is not None:
+        capture.end(of, asked, copy)
+
+
+def test_an_exchange_is_put_down_whole_and_private(tmp_path: Path) -> None:
+    capture = capture_into(Tray(tmp_path, 3, 1 << 20), choice("{mode: all}"))
+    serve(capture, exchange(), b"p" * 64, b"r" * 64)
+    serve(capture, exchange(number=2), b"p" * 65, b"r" * 65)
+    capture.close()
+    first, second = captured(tmp_path)
+    assert (first.request, first.reply, first.request_cut, first.reply_cut) == (b"p" * 64, b"r" * 64, False, False)
+    assert (second.request, second.reply) == (first.request, first.reply)
+    assert second.request_cut
+    assert second.reply_cut
+    assert (first.tenant, first.stored_ns) == ("t", ManualClock().wall_ns())
+    files = list((tmp_path / CONTENT_DIR).rglob("*"))
+    assert {path.stat().st_mode & 0o777 for path in files if path.is_file()} == {0o600}
+    assert {path.stat().st_mode & 0o777 for path in (*files, tmp_path / CONTENT_DIR) if path.is_dir()} == {0o700}
+    assert capture.gauges() == {"content_kept": 2, "content_dropped": 0, "content_waiting_bytes": 2 * BLOCK_BYTES}
+
+
+def test_errors_means_what_did_not_end_well(tmp_path: Path) -> None:
+    capture = capture_into(Tray(tmp_path, 0, 1 << 20), choice("{mode: errors}"))
+    states = ("complete", "refused", "failed", "error_event", "client_gone", "drained")
+    for number, state in enumerate(states):
+        serve(capture, exchange(state=state, number=number), state.encode(), b"")
+    capture.close()
+    assert [content.request.decode() for content in captured(tmp_path)] == list(states[1:])
+
+
+def test_of_a_tenant_that_is_off_nothing_is_copied(tmp_path: Path) -> None:
+    capture = capture_into(Tray(tmp_path, 0, 1 << 20), choice("{mode: all}", "{t: {capture: off}}"))
+    reply = Reply(Connection(), request())
+    assert capture.begin(exchange(), reply) is None
+    assert isinstance(reply._outbox, Outbox)
+    capture.close()
+
+
+def test_a_disk_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be put down is held up to a bound; what comes then is dropped, and counted."""
+    monkeypatch.setattr(porter, "PENDING_BYTES_MAX", 1000)
+    well = threading.Event()
+
+    class Stuck(Tray):
+        def put(self, name: str, data: bytes) -> None:
+            assert well.wait(10)
+            super().put(name, data)
+
+    capture = capture_into(Stuck(tmp_path, 0, 1 << 20), choice("{mode: all}"))
+    for number in range(20):
+        serve(capture, exchange(number=number), b"p" * 60, b"r" * 40)
+    assert capture.gauges()["content_dropped"] > 10
+    well.set()
+    capture.close()
+    gauges = capture.gauges()
+    assert gauges["content_kept"] + gauges["content_dropped"] == 20
+    assert len(captured(tmp_path)) == gauges["content_kept"] > 0
+
+
+def test_a_full_tray_drops_counts_and_recovers(tmp_path: Path) -> None:
+    tray = Tray(tmp_path, 0, 3 * BLOCK_BYTES)
+    for number in range(5):
+        tray.put(f"{number}", b"x" * 100)
+    assert (tray.kept, tray.dropped, tray.waiting_bytes) == (3, 2, 3 * BLOCK_BYTES)
+    for path in Trays(tmp_path).waiting(2):
+        path.unlink()
+    tray.put("5", b"x" * (BLOCK_BYTES + 1))
+    assert (tray.kept, tray.dropped, tray.waiting_bytes) == (4, 2, 3 * BLOCK_BYTES)
+
+
+def test_a_worker_that_comes_after_finds_what_waits(tmp_path: Path) -> None:
+    Tray(tmp_path, 0, 3 * BLOCK_BYTES).put("a", b"x")
+    Tray(tmp_path, 1, 3 * BLOCK_BYTES).put("b", b"x")
+    assert Tray(tmp_path, 0, 3 * BLOCK_BYTES).waiting_bytes == BLOCK_BYTES
+
+
+def test_a_disk_that_says_no_harms_nobody(tmp_path: Path) -> None:
+    (tmp_path / CONTENT_DIR).write_text("in the way")
+    tray = Tray(tmp_path, 0, 1 << 20)
+    tray.put("a", b"x")
+    assert (tray.kept, tray.dropped, tray.waiting_bytes) == (0, 1, 0)
+    (tmp_path / CONTENT_DIR).unlink()
+    tray.put("b", b"x")
+    assert (tray.kept, tray.dropped) == (1, 1)
+
+
+def test_what_a_dead_worker_left_unfinished_is_removed(tmp_path: Path) -> None:
+    clock = ManualClock()
+    Tray(tmp_path, 0, 1 << 20).put("whole", b"x")
+    unfinished = tmp_path / CONTENT_DIR / "0" / "half.msgpack.tmp"
+    unfinished.write_bytes(b"x")
+    trays = Trays(tmp_path)
+    for path in (unfinished, *trays.all()):
+        os.utime(path, ns=(clock.wall_ns(), clock.wall_ns()))
+    assert [path.stem for path in trays.all()] == ["whole"]
+    assert trays.tidy(clock.wall_ns() + 59 * 10**9, 0) == 0
+    assert unfinished.exists()
+    assert trays.tidy(clock.wall_ns() + 61 * 10**9, 0) == 0
+    assert not unfinished.exists()
+    assert trays.tidy(clock.wall_ns(), clock.wall_ns() + 1) == 1
+    assert list(trays.all()) == []
+
+
+def test_only_one_holds_the_files(tmp_path: Path) -> None:
+    Tray(tmp_path, 0, 1 << 20)
+    trays = Trays(tmp_path)
+    with trays.held() as first, Trays(tmp_path).held() as second:
+        assert (first, second) == (True, False)
+    with trays.held() as again:
+        assert again
+
+
+# -- as people read it --
+
+
+def content(reply: bytes, stream: bool = True) -> Content:
+    return Content("id", "t", 0, "openai_chat", stream, b'{"model":"m"}', False, reply, False)
+
+
+def events(*chunks: Any) -> bytes:
+    return b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in chunks)
+
+
+def delta(**fields: Any) -> dict[str, Any]:
+    return {"id": "c", "model": "m", "choices": [{"index": 0, "delta": fields, "finish_reason": None}]}
+
+
+def test_a_stream_is_put_together() -> None:
+    stream = events(
+        delta(role="assistant", content=""),
+        delta(content="Hel"),
+        delta(content="lo"),
+        {"id": "c", "model": "m", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+        {"id": "c", "model": "m", "choices": [], "usage": {"total_tokens": 3}},
+    )
+    whole = json.loads(answer.reply_text(content(stream + b"data: [DONE]\n\n")))
+    assert whole == {
+        "id": "c",
+        "model": "m",
+        "usage": {"total_tokens": 3},
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}],
+    }
+
+
+def test_tool_calls_are_put_together() -> None:
+    stream = events(
+        delta(tool_calls=[{"index": 0, "id": "x", "type": "function", "function": {"name": "f", "arguments": ""}}]),
+        delta(tool_calls=[{"index": 0, "function": {"arguments": '{"a"'}}]),
+        delta(tool_calls=[{"index": 0, "function": {"arguments": ":1}"}}]),
+    )
+    [choice] = answer.put_together(stream)["choices"]
+    assert choice["message"]["tool_calls"] == [
+        {"index": 0, "id": "x", "type": "function", "function": {"arguments": '{"a":1}', "name": "f"}}
+    ]
+
+
+def test_a_stream_that_ends_badly_is_put_together_as_far_as_it_goes() -> None:
+    whole = answer.put_together(events(delta(content="Hel")) + ERROR + b'data: {"choices":[{"ind')
+    assert whole["error"]["message"] == "cut"
+    assert whole["choices"][0]["message"]["content"] == "Hel"
+
+
+def test_what_is_no_stream_is_shown_as_it_is() -> None:
+    assert json.loads(answer.reply_text(content(b'{"error":{}}'))) == {"error": {}}
+    assert answer.reply_text(content(b'{"a": "cut', stream=False)) == '{"a": "cut'
+    assert answer.reply_text(content(b"")) == ""
+    assert answer.reply_text(content(b"\xff", stream=False)) == "�"
+    for strange in (b'data: {"choices":[1]}\n\n', b'data: {"choices":[{"delta":{"tool_calls":[1]}}]}\n\n'):
+        assert answer.reply_text(content(strange)) == strange.decode()
