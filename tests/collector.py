@@ -7,6 +7,7 @@ with Collector() as collector:
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import socket
 import ssl
@@ -73,6 +74,7 @@ class Collector:
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.spans: list[Seen] = []
         self.ended = threading.Event()
+        self.connections: set[socket.socket] = set()
         collector = self
 
         class Handler(_Handler):
@@ -82,7 +84,7 @@ class Collector:
         self._server.daemon_threads = True
         self._server.block_on_close = False
         if tls is not None:
-            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self._tls = tls
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
@@ -102,6 +104,9 @@ class Collector:
         self.ended.set()
         self._server.shutdown()
         self._server.server_close()
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self._thread.join()
 
     def wait(self, good: Callable[[list[Seen]], bool], within_s: float = WITHIN_S) -> list[Seen]:
@@ -148,6 +153,15 @@ def _seen(span: trace_pb2.Span, resource: dict[str, Any]) -> Seen:
 class _Handler(BaseHTTPRequestHandler):
     owner: Collector
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.owner.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.owner.connections.discard(self.connection)
+        with contextlib.suppress(OSError):
+            super().finish()
 
     def do_POST(self) -> None:
         owner = self.owner
