@@ -491,6 +491,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
         clock,
         retention_s=settings.capture.retention_s,
         bytes_max=settings.capture.bytes_max,
+        adopt=settings.storage.journal.adopt or (),
     )
     control: ControlProcess
 

@@ -12,16 +12,18 @@ import sys
 import click
 
 from edgegw import __version__
-from edgegw.cli_books import attempts, requests, tail, usage
+from edgegw.cli_books import attempts, ledger, requests, tail, usage
 from edgegw.cli_content import content
 from edgegw.cli_keys import keys
-from edgegw.cli_options import config_option, read_settings, settings_of
+from edgegw.cli_migrate import migrate_group
+from edgegw.cli_options import admin_url, config_option, read_settings, settings_of
 
 PORT = click.IntRange(0, 65_535)
 
 
 @click.group(
-    context_settings={"help_option_names": ["-h", "--help"]}, commands=[attempts, content, keys, requests, tail, usage]
+    context_settings={"help_option_names": ["-h", "--help"]},
+    commands=[attempts, content, keys, ledger, migrate_group, requests, tail, usage],
 )
 @click.version_option(__version__, prog_name="edgegw")
 def main() -> None:
@@ -61,6 +63,25 @@ def check(config: str | None) -> None:
 
 
 @main.command()
+@config_option
+@click.option("--url", metavar="URL", help="Of the admin port [where the settings have it, on this machine].")
+@click.option("--ready", is_flag=True, help="Whether it takes requests (/readyz), not only whether it lives (/livez).")
+def healthcheck(config: str | None, url: str | None, ready: bool) -> None:
+    """Ask a running gateway how it is.
+
+    One line, and exit code 0 when it is well, 1 when it is not.
+    """
+    from edgegw import healthcheck as probe
+
+    try:
+        click.echo(probe.ask(url or admin_url(config), "/readyz" if ready else "/livez"))
+    except probe.UnhealthyError as error:
+        raise click.ClickException(str(error)) from None
+    except ValueError:
+        raise click.BadParameter("expected a URL such as http://127.0.0.1:9090", param_hint="--url") from None
+
+
+@main.command()
 def schema() -> None:
     """Print the JSON Schema of the settings file, for editors."""
     from edgegw.settings import schema as settings_schema
@@ -78,7 +99,10 @@ def schema() -> None:
     "--tokens", type=click.IntRange(min=1), default=24, show_default=True, help="Of an answer that nothing else bounds."
 )
 @click.option("--rules", metavar="FILE", help="YAML rules for faults; see docs/simulator.md.")
-def simulate(host: str, port: int, seed: int, latency: str, pace: str, tokens: int, rules: str | None) -> None:
+@click.option("--log", metavar="FILE", help="A line of JSON per request, appended when it has ended.")
+def simulate(
+    host: str, port: int, seed: int, latency: str, pace: str, tokens: int, rules: str | None, log: str | None
+) -> None:
     """Run a simulated provider, with faults on demand.
 
     It speaks OpenAI Chat Completions and Anthropic Messages, plain and streamed; see docs/simulator.md.
@@ -86,7 +110,7 @@ def simulate(host: str, port: int, seed: int, latency: str, pace: str, tokens: i
     from edgegw.simulator import run as simulator
 
     try:
-        simulator.run(host, port, seed=seed, latency=latency, pace=pace, tokens=tokens, rules_path=rules)
+        simulator.run(host, port, seed=seed, latency=latency, pace=pace, tokens=tokens, rules_path=rules, log_path=log)
     except simulator.BadOptionError as error:
         raise click.UsageError(str(error)) from None
     except simulator.ListenError as error:

@@ -18,6 +18,7 @@ from edgegw.cli_options import (
     limit_option,
     open_books,
     since_option,
+    state_dir_of,
     until_option,
     with_options,
 )
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from edgegw.show import Form
 
 USAGE_SINCE = "30d"
+EXIT_FINDINGS, EXIT_CANNOT_LOOK = 1, 2
 _ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -184,6 +186,45 @@ def usage(
         )
 
     _ask(config, db, sums)
+
+
+@click.group()
+def ledger() -> None:
+    """Look after the books."""
+
+
+@ledger.command()
+@with_options((*reading, since_option, json_option))
+def verify(config: str | None, db: str | None, since: str | None, as_json: bool) -> None:
+    """Compare journals, checkpoints, rows and sums.
+
+    Exits with 0 when all is right, 1 when anything is not, 2 when it cannot look. A gateway may be running.
+    """
+    import asyncio
+    import json
+
+    from edgegw.ledger.books import NoLedgerError
+    from edgegw.ledger.verify.findings import Report
+    from edgegw.ledger.verify.verify import verify
+
+    since_ns = _time(since, "--since") or 0
+    state_dir = state_dir_of(config)
+
+    async def look() -> Report:
+        books = open_books(config, db)
+        try:
+            return await verify(books, state_dir, since_ns)
+        finally:
+            await books.close()
+
+    try:
+        report = asyncio.run(look())
+    except (NoLedgerError, OSError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(EXIT_CANNOT_LOOK)
+    for line in [json.dumps(report.document())] if as_json else report.lines():
+        click.echo(line)
+    sys.exit(0 if report.in_order else EXIT_FINDINGS)
 
 
 def _list(table: Table, config: str | None, db: str | None, chosen: Filter, limit: int, form: Form) -> None:

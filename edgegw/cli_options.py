@@ -85,21 +85,67 @@ def open_books(config: str | None, db: str | None) -> Books:
     """The books that a command is to read: those at `db`, a path or a URL, or those that the settings name."""
     from edgegw.ledger.books import SqliteBooks
     from edgegw.ledger.schema import migrations
+    from edgegw.settings.database_address import is_postgres
     from edgegw.settings.model import SQLITE
 
-    path = Path(settings_for_reading(config).sqlite_path if db is None else db.removeprefix(SQLITE))
-    return SqliteBooks(path, migrations("sqlite"))
+    if db is None:
+        settings = settings_for_reading(config)
+        url = settings.postgres_url
+        db = settings.sqlite_path if url is None else url.reveal()
+    if is_postgres(db):
+        return _open_postgres(db)
+    return SqliteBooks(Path(db.removeprefix(SQLITE)), migrations("sqlite"))
+
+
+def _open_postgres(url: str) -> Books:
+    from edgegw.ledger.schema import migrations
+    from edgegw.settings import parse_postgres
+
+    try:
+        address = parse_postgres(url)
+    except ValueError as error:
+        raise click.BadParameter(str(error) or "not the URL of a PostgreSQL", param_hint="--db") from None
+    try:
+        from edgegw.ledger.postgres.books import PostgresBooks
+    except ImportError as error:
+        raise click.ClickException(f"PostgreSQL needs {error.name}: pip install 'edgegw[postgres]'") from None
+    return PostgresBooks(address, migrations("postgres"))
+
+
+def state_dir_of(config: str | None) -> Path:
+    """Where the gateway of these settings keeps its journals."""
+    return Path(settings_for_reading(config).server.state_dir)
 
 
 def settings_for_reading(config: str | None) -> Settings:
-    """The settings for a command that only wants to know where things are. That takes no keys, and so none must be set
-    for it: what stands in for them is not used."""
-    from edgegw.settings import SettingsError, load
-    from edgegw.settings.environment import PROVIDERS
+    """The settings for a command that only wants to know where things are; or every mistake and exit code 2."""
+    from edgegw.settings import SettingsError
 
-    unset = {provider.key: "unset" for provider in PROVIDERS if not os.environ.get(provider.key)}
     try:
-        return load(config, os.environ | unset)
+        return readable_settings(config)
     except SettingsError as error:
         click.echo(str(error), err=True)
         sys.exit(EXIT_SETTINGS)
+
+
+def readable_settings(config: str | None) -> Settings:
+    """To know where things are takes no keys, and so none must be set for it: what stands in for them is not used."""
+    from edgegw.settings import load
+    from edgegw.settings.environment import PROVIDERS
+
+    unset = {provider.key: "unset" for provider in PROVIDERS if not os.environ.get(provider.key)}
+    return load(config, os.environ | unset)
+
+
+def admin_url(config: str | None) -> str:
+    """Where the gateway of these settings answers probes. Settings that are faulty by now say nothing about a gateway
+    that read them before, and it should not be restarted for that: it is asked where they are by default."""
+    from edgegw.healthcheck import local_url
+    from edgegw.settings import SettingsError
+    from edgegw.settings.environment import admin_address
+
+    try:
+        admin = readable_settings(config).server.admin
+    except SettingsError:
+        admin = admin_address(os.environ)
+    return local_url(admin.host, admin.port)

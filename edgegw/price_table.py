@@ -2,7 +2,9 @@
 
 The file is made of the data of the package genai-prices by `make prices`, and read as that package reads its own: the
 provider is the first whose address fits, the model the first of the provider that fits the name, then the first of
-those it passes on (Azure has OpenAI's models); names in lower case; a day written -20251211 also as -2025-12-11.
+those it passes on (Azure has OpenAI's models); names in lower case; a day written -20251211 also as -2025-12-11. One
+thing is ours: a name that nothing fits is tried without the provider's own prefix (`models/gemini-…`,
+`google/gemini-…`).
 
 Pure: bytes in, rates out. Only the providers that are asked for are taken apart.
 """
@@ -129,16 +131,18 @@ class PriceTable:
         if found is None:
             return None
         further = (self._providers[name] for name in found.also if name in self._providers)
-        return ProviderPrices(self.version, [bytes(each.models) for each in (found, *further)])
+        prefixes = (f"publishers/{found.id}/models/", "models/", f"{found.id}/")
+        return ProviderPrices(self.version, [bytes(each.models) for each in (found, *further)], prefixes)
 
 
 class ProviderPrices:
     """A provider's models, in their order. What `find` gives is made anew each time: for those who keep it."""
 
-    __slots__ = ("_models", "_version")
+    __slots__ = ("_models", "_prefixes", "_version")
 
-    def __init__(self, version: str, models: list[bytes]) -> None:
+    def __init__(self, version: str, models: list[bytes], prefixes: tuple[str, ...]) -> None:
         self._version = version
+        self._prefixes = prefixes
         self._models = [
             (_CLAUSE.decode(model.names), bytes(model.prices)) for each in models for model in _MODELS.decode(each)
         ]
@@ -148,15 +152,20 @@ class ProviderPrices:
         name = model.lower()
         found = self._first(name)
         if found is None:
-            dated = _COMPACT_DAY.sub(_with_dashes, name)
-            found = self._first(dated) if dated != name else None
-        each = (
-            tuple(_price(when, steps) for when, steps in reversed(_PRICES.decode(found))) if found is not None else ()
-        )
+            bare = (name.removeprefix(prefix) for prefix in self._prefixes if name.startswith(prefix))
+            found = next((prices for each in bare if (prices := self._first(each)) is not None), None)
+        listed = _PRICES.decode(found) if found is not None else []
+        each = tuple(_price(when, steps) for when, steps in reversed(listed))
         return Prices.of(self._version, each) if each else None
 
     def _first(self, name: str) -> bytes | None:
-        return next((prices for names, prices in self._models if _fits(names, name)), None)
+        """Of the first model that fits a name, as it stands or with its day written in full."""
+        dated = _COMPACT_DAY.sub(_with_dashes, name)
+        for spelt in (name,) if dated == name else (name, dated):
+            for names, prices in self._models:
+                if _fits(names, spelt):
+                    return prices
+        return None
 
 
 def shipped() -> PriceTable:

@@ -52,13 +52,13 @@ while True:
 """
 
 
-def exchanges(count: int) -> list[Exchange]:
+def exchanges(count: int, first: int = 0, wall_ns: int = WALL_NS) -> list[Exchange]:
     """Plain exchanges as a gateway would make them, 0.1 ms apart."""
     target = Target("openai", "gpt-5-mini")
     route = Route("use_case:support_summary", (target,))
     made = []
-    for number in range(count):
-        at_ns = WALL_NS + number * 100_000
+    for number in range(first, first + count):
+        at_ns = wall_ns + number * 100_000
         attempt = Attempt(
             1,
             "primary",

@@ -152,6 +152,26 @@ def test_of_an_attempt_whose_worker_died_nobody_knows_what_it_cost() -> None:
     assert (request.state, request.attempts, request.cost_usd_micro) == (INTERRUPTED, 2, None)
 
 
+@pytest.mark.parametrize("cut", range(7))
+def test_a_request_whose_worker_died_used_what_its_finished_attempts_did(cut: int) -> None:
+    """All of them, also when the control process died in between."""
+    story = Story().attempt(output=3).attempt(output=None, error="upstream_error")
+    story.attempt(OTHER.model, output=5).begun()
+    assembler = Assembler(Checkpoint(), price)
+    assembler.add("life", story.records[:cut])
+    _, checkpoint = assembler.take({})
+    states = {id_: OpenState.of(exchange) for id_, exchange in checkpoint.opened.items()}
+    decode = msgspec.msgpack.Decoder(OpenState).decode
+    opened = {id_: decode(msgspec.msgpack.encode(state)).opened("life") for id_, state in states.items()}
+    assembler = Assembler(Checkpoint({"life": Position()}, opened), price)
+    assembler.add("life", story.records[cut:])
+    attempt, request = assembler.end_life("life", WALL_NS + 5_000_000_000)
+    assert isinstance(attempt, AttemptRecord)
+    assert isinstance(request, End)
+    assert (attempt.input_tokens, request.input_tokens, request.output_tokens) == (None, 20, 8)
+    assert (request.attempts, request.cost_usd_micro) == (4, None)
+
+
 def test_a_request_whose_worker_died_after_its_last_attempt_costs_what_that_did() -> None:
     assembler = Assembler(Checkpoint(), price)
     assembler.add("life", Story().attempt(output=3).records)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, closing
+from contextlib import AsyncExitStack, aclosing, closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ledger_traces import (
+    JOURNAL_ID,
     WALL_NS,
+    a_batch,
     conclude,
     finish,
     make_attempt,
@@ -22,13 +25,20 @@ from ledger_traces import (
     ship_all,
     sqlite_store,
 )
+from postgres_rig import Database
 
-from edgegw.clock import uuid7
+from edgegw.clock import ManualClock, uuid7
 from edgegw.ledger import questions
 from edgegw.ledger.books import Books, NoLedgerError, SqliteBooks
+from edgegw.ledger.postgres.books import PostgresBooks
+from edgegw.ledger.postgres.connection import Postgres
+from edgegw.ledger.postgres.store import PostgresStore
+from edgegw.ledger.postgres.upkeep import compact
 from edgegw.ledger.questions import BadQuestionError, Filter, Row, Table, first_id_at, newest
 from edgegw.ledger.schema import migrations
+from edgegw.ledger.store import Checkpoint, Store
 from edgegw.ledger.usage import SUMS, hour_of
+from edgegw.settings import parse_postgres
 
 KNOWN = migrations("sqlite")
 HOUR = WALL_NS // 3_600_000_000_000
@@ -60,11 +70,30 @@ async def db(tmp_path: Path) -> Path:
     return tmp_path / "books.db"
 
 
-@pytest.fixture
-async def books(db: Path) -> AsyncIterator[Books]:
-    found = books_at(db)
+@pytest.fixture(params=["sqlite", "postgres"])
+async def books(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Books]:
+    """The same rows in either database."""
+    write(tmp_path)
+    store: Store
+    found: Books
+    if request.param == "sqlite":
+        store, found = sqlite_store(tmp_path / "books.db"), books_at(tmp_path / "books.db")
+    else:
+        database: Database = request.getfixturevalue("postgres")
+        store, found = postgres_store(database), postgres_books(database)
+    await ship_all(tmp_path, store)
+    await store.close()
     yield found
     await found.close()
+
+
+def postgres_store(database: Database, journal: str = JOURNAL_ID) -> PostgresStore:
+    clock = ManualClock(wall_ns=WALL_NS)
+    return PostgresStore(parse_postgres(database.dsn), migrations("postgres"), clock, journal)
+
+
+def postgres_books(database: Database) -> PostgresBooks:
+    return PostgresBooks(parse_postgres(database.dsn), migrations("postgres"))
 
 
 async def ask(books: Books, table: Table, chosen: Filter | None = None, limit: int = 50) -> list[Row]:
@@ -275,10 +304,12 @@ def content(path: Path) -> bytes:
     return path.read_bytes()
 
 
-async def test_reading_writes_nothing(db: Path, books: Books) -> None:
+async def test_reading_writes_nothing(db: Path) -> None:
     before = content(db)
+    books = books_at(db)
     await ask(books, "requests")
     await books.rows(questions.usage(("tenant",), Filter(), 0, 1))
+    await books.close()
     assert content(db) == before
 
 
@@ -350,3 +381,138 @@ async def test_follow_starts_with_as_many_as_asked_and_keeps_its_filter(books: B
     assert await count("requests", Filter(tenant="other"), 2) == 2
     assert await count("requests", Filter(tenant="nobody"), 2) == 0
     assert await count("provider_attempts", Filter(kind="fallback"), 3) == 3
+
+
+# -- PostgreSQL --
+
+
+@pytest.fixture
+async def at_end() -> AsyncIterator[AsyncExitStack]:
+    """What is to be closed, however the test ends."""
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+async def test_followers_see_what_gateways_commit_in_any_order(postgres: Database, at_end: AsyncExitStack) -> None:
+    """A row comes to light after one that was stored later; nothing is shown twice, nothing is left out."""
+    store = postgres_store(postgres)
+    at_end.push_async_callback(store.close)
+    await store.write(a_batch(range(1)), Checkpoint())
+    books = postgres_books(postgres)
+    at_end.push_async_callback(books.close)
+    (first,) = await ask(books, "requests")
+    portions = books.follow("requests", Filter(), 1)
+    assert [row["id"] for row in await anext(portions)] == [first["id"]]
+    assert await anext(portions) == []
+    columns = [row["attname"] for row in postgres.rows(ATTRIBUTES)]
+    rest = ", ".join(name for name in columns if name not in ("id", "stored_at"))
+
+    def copy(last: str, ago_s: int) -> str:
+        id_ = str(first["id"])[:-1] + last
+        postgres.do(
+            f"INSERT INTO requests (id, stored_at, {rest}) "
+            f"SELECT '{id_}', now() - interval '{ago_s} s', {rest} FROM requests WHERE id = '{first['id']}'"
+        )
+        return id_
+
+    late = copy("d", 0)
+    assert [row["id"] for row in await anext(portions)] == [late]
+    assert await anext(portions) == []
+    earlier = [copy("b", 3), copy("c", 2)]
+    assert [row["id"] for row in await anext(portions)] == earlier
+    assert await anext(portions) == []
+    copy("a", 3600)  # nobody looks so far back
+    assert await anext(portions) == []
+    await portions.aclose()
+
+
+ATTRIBUTES = (
+    "SELECT attname FROM pg_attribute "
+    "WHERE attrelid = 'requests'::regclass AND attnum > 0 AND attgenerated = '' AND NOT attisdropped"
+)
+
+
+async def test_attempts_are_followed_too(postgres: Database, at_end: AsyncExitStack) -> None:
+    store = postgres_store(postgres)
+    at_end.push_async_callback(store.close)
+    await store.read_checkpoint()
+    books = postgres_books(postgres)
+    at_end.push_async_callback(books.close)
+    portions = books.follow("provider_attempts", Filter(), 5)
+    assert await anext(portions) == []
+    batch = a_batch(range(3))
+    await store.write(batch, Checkpoint())
+    assert {row["request_id"] for row in await anext(portions)} == {row.request_id for row in batch.attempts}
+    await portions.aclose()
+
+
+async def test_a_postgresql_that_cannot_be_read_is_said_clearly(postgres: Database, at_end: AsyncExitStack) -> None:
+    books = postgres_books(postgres)
+    at_end.push_async_callback(books.close)
+    with pytest.raises(NoLedgerError, match=r"postgresql://\*\*\*@127.*there are no tables of ours in it"):
+        await ask(books, "requests")
+    store = postgres_store(postgres)
+    at_end.push_async_callback(store.close)
+    await store.read_checkpoint()
+    assert await ask(books, "requests") == []
+    async with books.snapshot():
+        postgres.cut()
+        with pytest.raises(NoLedgerError):
+            await ask(books, "requests")
+        with pytest.raises(NoLedgerError, match="the connection broke"):
+            await ask(books, "requests")
+    postgres.do("DELETE FROM schema_migrations; INSERT INTO schema_migrations VALUES (0, '', 0)")
+    await books.close()
+    with pytest.raises(NoLedgerError):
+        await ask(books, "requests")
+    await store.close()
+    postgres.drop()
+    with pytest.raises(NoLedgerError, match="does not exist"):
+        await ask(books, "requests")
+    await books.close()
+
+
+async def test_a_sum_is_no_more_than_a_column_holds(postgres: Database, at_end: AsyncExitStack) -> None:
+    store = postgres_store(postgres)
+    at_end.push_async_callback(store.close)
+    await store.write(a_batch(range(2)), Checkpoint())
+    postgres.do(f"UPDATE usage_hours SET input_tokens = {2**63 - 1}")
+    postgres.do(
+        "INSERT INTO usage_hours SELECT hour, 'b', "
+        + ", ".join(("use_case", "key_id", "provider", "model", "journal", *SUMS))
+        + " FROM usage_hours"
+    )
+    books = postgres_books(postgres)
+    at_end.push_async_callback(books.close)
+    (row,) = await books.rows(questions.usage(("provider",), Filter(), 0, HOUR + 1))
+    assert row["input_tokens"] == 2**63 - 1
+    assert postgres.value("SELECT count(*) FROM usage_hours") > 1
+
+
+async def test_days_that_are_merged_and_hours_that_are_not_come_to_the_same(
+    postgres: Database, at_end: AsyncExitStack, tmp_path: Path
+) -> None:
+    """Whatever is merged already, and wherever the span begins and ends: as many as the hours say."""
+    journal = open_journal(tmp_path)
+    for hours in range(0, 100, 3):
+        play(journal, hours * 3_600_000, tenant=f"tenant-{hours % 2}")
+    journal.close()
+    store = postgres_store(postgres)
+    at_end.push_async_callback(store.close)
+    await ship_all(tmp_path, store)
+    session = Postgres(parse_postgres(postgres.dsn))
+    at_end.push_async_callback(session.close)
+    books = postgres_books(postgres)
+    at_end.push_async_callback(books.close)
+    first = HOUR // 24 * 24
+    for merged in (HOUR, HOUR + 30, HOUR + 60, HOUR + 1000):
+        await session.run(partial(compact, before_hour=merged))
+        assert postgres.value("SELECT count(*) FROM usage_hours WHERE journal = ''") == (
+            len([hours for hours in range(0, 100, 3) if HOUR + hours < merged])
+        )
+        for since, until in ((0, HOUR + 1000), (HOUR, HOUR + 100), (first, first + 24), (first + 24, first + 75)):
+            for by in (("tenant",), ("day", "model"), ("provider", "day")):
+                fast, slow = (questions.usage(by, Filter(), since, until, how) for how in ("postgres", "sqlite"))
+                assert await books.rows(fast) == await books.rows(slow)
+    (row,) = await books.rows(questions.usage(("day",), Filter(tenant="tenant-0"), first + 24, first + 48, "postgres"))
+    assert (row["day"], row["requests"]) == (first // 24 + 1, 4)

@@ -304,6 +304,14 @@ def test_a_disk_that_says_no_harms_nobody(tmp_path: Path) -> None:
     assert (tray.kept, tray.dropped) == (1, 1)
 
 
+def test_a_disk_that_takes_a_part_of_a_file_gets_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tray, write = Tray(tmp_path, 0, 1 << 20), os.write
+    monkeypatch.setattr("edgegw.content.files.os.write", lambda fd, data: write(fd, data[:3]))
+    tray.put("a", b"xxxx")
+    assert (tray.kept, tray.dropped) == (0, 1)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_what_a_dead_worker_left_unfinished_is_removed(tmp_path: Path) -> None:
     clock = ManualClock()
     Tray(tmp_path, 0, 1 << 20).put("whole", b"x")

@@ -382,7 +382,7 @@ def test_processes_killed_under_load(captured: Gateway) -> None:
     assert different == []
     missing = len(heard) - len(whole)
     assert missing <= 8 * 4  # those that a worker had just ended when it was killed
-    assert len(whole) > 100
+    assert len(whole) > 20  # a worker that dies young is forked again with a pause
     metrics = ask(captured.admin_url, "GET", "/metrics").body.decode()
     assert "edgegw_content_lost_total 0\n" in metrics
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -169,6 +171,22 @@ def test_what_is_free_costs_nothing_and_what_has_no_price_is_not_free(running: G
     assert f"edgegw_unpriced_attempts_total{labels} 1\n" in metrics
     assert f"edgegw_cost_usd_total{labels} 0\n" in metrics
     assert 'edgegw_unpriced_attempts_total{provider="sim",model="free-model"}' not in metrics
+
+
+def test_prices_that_are_changed_count_from_the_reload_on(simulator: Simulator, gateway: StartGateway) -> None:
+    def settings(dear: int) -> dict[str, Any]:
+        return {"providers": providers(simulator), "prices": {"sim/*": {"input": 0, "output": dear}}}
+
+    own = gateway(settings(1))
+    before = chat(own.url, "sim/sim-tokens-5")
+    assert own.row(before.headers["x-request-id"])["cost_usd_micro"] == 5
+    file, control = own.state_dir.parent / "edgegw.yaml", own.control_pid()
+    file.write_text(json.dumps({**own.settings, **settings(3)}))
+    os.kill(own.pid, signal.SIGHUP)
+    eventually("another control process", own.control_pid, lambda pid: pid not in (0, control), 15)
+    after = chat(own.url, "sim/sim-tokens-5")
+    assert own.row(after.headers["x-request-id"])["cost_usd_micro"] == 15
+    assert own.row(before.headers["x-request-id"])["cost_usd_micro"] == 5
 
 
 def test_refused_requests_cost_nothing(running: Gateway) -> None:

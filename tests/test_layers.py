@@ -46,7 +46,7 @@ LAYERS: dict[int, str] = {
         limits.rules limits.holdings limits.turns
         ledger.__init__ ledger.record ledger.encoding ledger.store ledger.usage ledger.assembly
         ledger.postgres.__init__ ledger.postgres.days
-        ledger.questions ledger.tables
+        ledger.questions ledger.tables ledger.verify.__init__ ledger.verify.findings ledger.verify.rules
         content.__init__ content.record content.wire content.choice content.store content.answer
         telemetry.__init__ telemetry.names telemetry.variables telemetry.semconv telemetry.spans telemetry.otlp
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
@@ -60,11 +60,13 @@ LAYERS: dict[int, str] = {
         limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.replicas
         limits.redis.authority
         ledger.segment ledger.identity ledger.room ledger.life
-        ledger.journal ledger.durable ledger.syncing ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
+        ledger.journal ledger.durable ledger.syncing ledger.life_reader ledger.reader
+        ledger.schema ledger.sqlite_file ledger.sqlite
         ledger.sqlite_retention ledger.upkeep ledger.books
+        ledger.verify.kept ledger.verify.lives ledger.verify.rows ledger.verify.verify
         ledger.shipper ledger.adoption ledger.rejected ledger.telling
         ledger.postgres.connection ledger.postgres.schema ledger.postgres.partitions ledger.postgres.store
-        ledger.postgres.upkeep
+        ledger.postgres.upkeep ledger.postgres.books
         content.files content.porter content.capture content.sqlite content.postgres content.place content.shipper
         telemetry.metrics telemetry.export telemetry.collector telemetry.collector_grpc telemetry.console
         telemetry.tracing
@@ -76,8 +78,8 @@ LAYERS: dict[int, str] = {
         simulator.server
     """,
     4: """
-        __main__ app cli cli_books cli_content cli_keys cli_options supervisor child doors worker demo show keys.command
-        content.command simulator.run
+        __main__ app cli cli_books cli_content cli_keys cli_migrate cli_options supervisor child doors worker demo show
+        healthcheck migrate keys.command content.command simulator.run
     """,
 }
 
@@ -111,6 +113,14 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "http.client_connection": ("errand",),  # a handler is run on the spot until it has to wait
     "leg": ("errand", "http.watch"),  # the end of a leg wakes its request; its waits are the watch's
     "relay": ("leg", "http.watch"),  # a leg that streams
+    # What is verified is the ledger: a package of its own, within it.
+    "ledger.verify.findings": ("ledger.tables",),
+    "ledger.verify.rules": ("ledger.questions", "ledger.tables", "ledger.usage"),
+    "ledger.verify.kept": ("ledger.life", "ledger.segment"),
+    "ledger.verify.lives": ("ledger.books", "ledger.segment"),
+    "ledger.verify.rows": ("ledger.books",),
+    "ledger.verify.verify": ("ledger.books", "ledger.identity", "ledger.life", "ledger.rejected"),
+    "ledger.postgres.books": ("ledger.books", "ledger.schema"),
     "ledger.durable": ("errand",),  # a request waits for the disk in its errand
     "used": ("leg",),  # what was seen of an answer
     "ledger.postgres.schema": ("ledger.schema",),  # the files of both databases are found in one place
@@ -137,7 +147,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "limits.redis.script": ("limits.bucket", "limits.meter"),
     "limits.redis.tab": ("limits.bucket", "limits.meter"),
     "limits.accounts": ("channel",),  # what a lease lacks is asked for over the channel
-    "content.wire": ("http.reply",),  # takes off what http put on
+    "content.wire": ("http.reply", "http.response"),  # takes off what http put on
     "content.answer": ("http.sse",),  # a stream is server-sent events
     "content.sqlite": ("ledger.schema", "ledger.sqlite", "ledger.sqlite_file"),  # one database, one schema
     "content.place": ("keys.place", "ledger.schema"),
@@ -147,16 +157,24 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "worker": ("child",),
     "supervisor": ("child", "doors"),
     "demo": ("show",),  # ends with the rows, as `edgegw attempts` prints them
-    "cli": ("app", "cli_books", "cli_content", "cli_keys", "cli_options", "demo", "simulator.run"),
+    "cli": (
+        *("app", "cli_books", "cli_content", "cli_keys", "cli_migrate", "cli_options", "demo", "healthcheck"),
+        "simulator.run",
+    ),
     "cli_content": ("cli_options", "content.command", "show"),
     "cli_books": ("cli_options", "show"),
     "cli_keys": ("cli_options", "keys.command"),
+    "cli_migrate": ("cli_options", "migrate"),
+    "cli_options": ("healthcheck",),  # where the settings have the admin port, as a URL
     "__main__": ("cli",),
 }
 
 # Own modules imported inside functions: the command line starts fast because a command loads only what it needs.
 # What the control process is made of only when it is configured.
-LAZY = {"content.place", "keys.place", "cli", "cli_books", "cli_content", "cli_keys", "cli_options", "app"}
+LAZY = {
+    *("content.place", "keys.place", "cli", "cli_books", "cli_content", "cli_keys", "cli_migrate", "cli_options"),
+    *("migrate", "app"),
+}
 
 # What layers 0 and 1 must not have: clock, dice and bytes are arguments.
 IMPURE = {
@@ -179,8 +197,8 @@ MAY_READ_FILES = {
 # Outside libraries and where they may be. Another module is another place that has to know a library's exceptions.
 EVERYWHERE = {"msgspec"}
 LIBRARIES: dict[str, set[str]] = {
-    "asyncpg": {"ledger.postgres.connection", "ledger.postgres.schema"},
-    "click": {"cli", "cli_books", "cli_content", "cli_keys", "cli_options"},
+    "asyncpg": {"ledger.postgres.connection", "ledger.postgres.partitions", "ledger.postgres.schema"},
+    "click": {"cli", "cli_books", "cli_content", "cli_keys", "cli_migrate", "cli_options"},
     "hiredis": {"limits.redis.connection"},
     "httptools": {"http.connection", "http.response", "simulator.server"},
     "orjson": {"gateway", "control.admin"},

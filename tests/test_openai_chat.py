@@ -441,6 +441,10 @@ DETAILS = {
         ({"completion_tokens": 4}, Usage(0, 4, estimated=True)),  # half a count: the rest is for us to estimate
         ({"prompt_tokens": 0, "completion_tokens": 4}, Usage(0, 4, estimated=True)),
         ({"prompt_tokens": 9, "completion_tokens": 0}, Usage(9, 0)),
+        ({"prompt_tokens": 8, "completion_tokens": 16, "total_tokens": 350}, Usage(8, 342, reasoning=326)),  # Gemini
+        ({"prompt_tokens": 8, "completion_tokens": 16, "total_tokens": 20}, Usage(8, 16)),
+        ({"prompt_tokens": 8, "total_tokens": 20}, Usage(8, 12)),
+        ({"completion_tokens": 8, "total_tokens": 20}, Usage(12, 8)),
         ({"prompt_tokens": 0, "completion_tokens": 0}, None),  # no count at all: there was a prompt
         ({"prompt_tokens": "9"}, None),
         (None, None),

@@ -60,6 +60,7 @@ PROVIDERS = (
     provider("router", base_url="https://openrouter.ai/api/v1"),
     provider("deepseek", base_url="https://api.deepseek.com/v1"),
     provider("sonar", base_url="https://api.perplexity.ai"),
+    provider("gemini", base_url="https://generativelanguage.googleapis.com/v1beta/openai"),
     provider("local"),
 )
 
@@ -195,6 +196,10 @@ def test_only_free_models_cost_nothing() -> None:
         ("groq/llama-3.3-70b-versatile", None, 669),
         ("router/openai/gpt-4o", "openai/gpt-4o-2024-08-06", 3500),
         ("sonar/sonar", None, 13_100),  # by the request, besides
+        ("gemini/models/gemini-2.5-flash", None, 550),  # as the list of models calls it, and Vertex
+        ("gemini/google/gemini-2.5-flash", "gemini-2.5-flash", 550),
+        ("gemini/google/gemini-2.5-flash", None, 550),
+        ("gemini/openai/gemini-2.5-flash", None, None),
         ("local/gpt-4o", None, None),
         ("nobody/gpt-4o", None, None),
     ],

@@ -27,6 +27,7 @@ from edgegw.simulator.rules import WORDS, Asked, Behaviour, Fault, Rules, RulesE
 from edgegw.simulator.scene import Ending, Scene
 from edgegw.simulator.script import RefusalError, dice
 from edgegw.simulator.server import Simulator, start
+from edgegw.simulator.stats import Served
 
 WAIT_S = 10.0
 JSON = {"content-type": "application/json"}
@@ -521,9 +522,12 @@ class Client:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
-    def send(self, body: dict[str, Any], path: str = "/v1/chat/completions", method: str = "POST") -> None:
+    def send(
+        self, body: dict[str, Any], path: str = "/v1/chat/completions", method: str = "POST", id_: str = ""
+    ) -> None:
         data = json.dumps(body).encode()
         head = f"{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer k\r\ncontent-type: application/json\r\n"
+        head += f"x-client-request-id: {id_}\r\n"
         self.writer.write(head.encode() + b"content-length: %d\r\n\r\n" % len(data) + data)
 
     async def head(self) -> bytes:
@@ -585,6 +589,35 @@ async def test_stats_tell_what_was_served(simulator: Simulator, client: Client) 
     assert (await client.reply())[0] == 200
     assert simulator.stats.requests == 0
     assert simulator.stats.connections == 1
+
+
+async def test_the_log_has_a_line_for_each_request_however_it_ended() -> None:
+    lines: list[Served] = []
+    simulator = await start(seed=7, log=lines.append)
+    client = Client(*await asyncio.open_connection("127.0.0.1", simulator.port))
+    client.send(chat_body(max_tokens=5), id_="from-us")
+    head = await client.head()
+    client.send(chat_body(model="sim-500"))
+    client.send({"model": "m"})
+    client.send({}, "/simulator/stats", "GET")
+    client.send(chat_body(model="sim-cut-3", stream=True))
+    await client.rest()
+    await until(lambda: len(lines) == 4)
+    client.writer.transport.abort()
+    await simulator.close()
+    assert f"x-request-id: {lines[0].id}\r\n".encode() in head
+    assert [(line.client_request_id, line.prompt_tokens) for line in lines] == [
+        ("from-us", 11),
+        ("", 0),
+        ("", 0),
+        ("", 11),
+    ]
+    assert [(line.model, line.stream, line.status, line.completion_tokens, line.whole) for line in lines] == [
+        ("m", False, 200, 5, True),
+        ("sim-500", False, 500, 0, False),
+        ("", False, 400, 0, False),
+        ("sim-cut-3", True, 200, 3, False),
+    ]
 
 
 async def test_a_client_that_leaves_is_seen_while_the_stream_runs(simulator: Simulator, client: Client) -> None:

@@ -10,9 +10,10 @@ and knows when it is full; `Trays` is the control process's view of all of them.
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -79,8 +80,9 @@ class Tray:
             self.waiting_bytes -= waiting.popleft()[1]
 
     def _make_directory(self) -> None:
-        os.makedirs(os.path.dirname(self._directory), mode=0o700, exist_ok=True)
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        for directory in (os.path.dirname(self._directory), self._directory):
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            os.chmod(directory, 0o700)  # whoever made it
 
     def _find_what_waits(self) -> None:
         """From lives of this slot before this one."""
@@ -95,6 +97,12 @@ class Trays:
 
     def __init__(self, state_dir: Path) -> None:
         self._root = state_dir / CONTENT_DIR
+
+    def others(self, patterns: Iterable[str]) -> list[Trays]:
+        """Those of other state directories that the patterns name, and that have some."""
+        found = {Path(name).resolve() for pattern in patterns for name in glob.glob(pattern)}
+        found.discard(self._root.parent.resolve())
+        return [trays for trays in map(Trays, sorted(found)) if trays.there]
 
     def waiting(self, files_max: int) -> list[Path]:
         """Some of the files that wait, oldest request first."""

@@ -70,6 +70,10 @@ class PostgresContents:
             deleted += portion
         return deleted
 
+    async def rest(self) -> None:
+        """See ContentStore.rest."""
+        await self._postgres.close()
+
     async def close(self) -> None:
         await self._postgres.close()
 

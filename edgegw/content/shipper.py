@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ BATCH_BYTES_MAX = 1024 * 1024
 # Of the files that wait, looked at to find the oldest.
 LOOK_FILES_MAX = 1000
 TRIM_EVERY_S = 3600.0
+ADOPT_EVERY_S = 60.0
 # Looked after earlier when so much of the bound has come in: so the table is never larger by more than that.
 TRIM_SHARE = 16
 # Between two portions of what is deleted: whoever waits for the file comes first.
@@ -57,7 +58,10 @@ class ContentTally:
 
 
 class ContentShipper:
-    """A task from `start()` to `stop()`, which ends it when what is there is stored. Whatever happens, it goes on."""
+    """A task from `start()` to `stop()`, which ends it when what is there is stored. Whatever happens, it goes on.
+
+    `adopt`: patterns of state directories whose content is shipped as well, once a minute. Their gateways need not be
+    gone: who holds the files ships them, and what is shipped twice is stored once."""
 
     def __init__(
         self,
@@ -67,9 +71,13 @@ class ContentShipper:
         *,
         retention_s: float,
         bytes_max: int,
+        adopt: Sequence[str] = (),
         poll_s: float = POLL_S,
     ) -> None:
-        self._trays = Trays(state_dir)
+        self._own = Trays(state_dir)
+        self._adopt = tuple(adopt)
+        self._others: list[Trays] = []
+        self._look_at_s = clock.now()
         self._store = store
         self._clock = clock
         self._retention_ns = int(retention_s * 1e9)
@@ -110,7 +118,7 @@ class ContentShipper:
         while True:
             last_round = self._stopping.is_set()
             try:
-                shipped = await self._ship_some()
+                shipped = await self._ship_some(self._own) or (not last_round and await self._ship_others())
                 trimmed = not last_round and await self._trim_some()
             except Exception as error:
                 self._complain(error)
@@ -123,39 +131,55 @@ class ContentShipper:
                     return
                 await self._pause(pause_s)
 
-    async def _ship_some(self) -> bool:
+    async def _ship_others(self) -> bool:
+        """One batch of what other gateways left; whether there may be more."""
+        if self._adopt and self._clock.now() >= self._look_at_s:
+            self._look_at_s = self._clock.now() + ADOPT_EVERY_S
+            self._others = await asyncio.to_thread(self._own.others, self._adopt)
+        while self._others:
+            if await self._ship_some(self._others[-1]):
+                return True
+            self._others.pop()
+        return False
+
+    async def _ship_some(self, trays: Trays) -> bool:
         """One batch; whether there may be more."""
-        if not self._trays.there:
+        if not trays.there:
             return False
-        with self._trays.held() as held:
+        with trays.held() as held:
             if not held:  # somebody is deleting content
                 return False
-            paths: list[Path] = []
-            contents: list[Content] = []
-            size = 0
-            waiting = self._trays.waiting(LOOK_FILES_MAX)
-            self.tally.waiting = len(waiting)
-            for path in waiting:
-                content = self._read(path)
-                if content is None:
-                    continue
-                if size and size + content.size > BATCH_BYTES_MAX:
-                    break
-                size += content.size
-                paths.append(path)
-                contents.append(content)
-                if len(paths) == BATCH_FILES_MAX:
-                    break
+            contents = await asyncio.to_thread(self._gather, trays)
             if not contents:
                 return False
-            await self._write(contents)
-            for path in paths:
-                path.unlink(missing_ok=True)
-            self.tally.waiting -= len(paths)
-        self._bytes_since_trim += size
+            await self._write(list(contents.values()))
+            await asyncio.to_thread(_remove, contents)
+            if trays is self._own:
+                self.tally.waiting -= len(contents)
+        self._bytes_since_trim += sum(content.size for content in contents.values())
         if self._bytes_since_trim > self._bytes_max // TRIM_SHARE:
             self._trim_at_s = self._clock.now()
         return True
+
+    def _gather(self, trays: Trays) -> dict[Path, Content]:
+        """The oldest of what waits, as much as goes in one batch. In a thread: a disk may be slow, and taking the
+        framing off a long stream takes a while, and leases are waited for at this loop."""
+        waiting = trays.waiting(LOOK_FILES_MAX)
+        if trays is self._own:
+            self.tally.waiting = len(waiting)
+        contents: dict[Path, Content] = {}
+        size = 0
+        for path in waiting:
+            content = self._read(path)
+            if content is None:
+                continue
+            if contents and size + content.size > BATCH_BYTES_MAX:
+                break
+            contents[path] = content
+            size += content.size
+            if len(contents) == BATCH_FILES_MAX:
+                break
+        return contents
 
     def _read(self, path: Path) -> Content | None:
         """None: it is gone or cannot be read now; what can never be read is removed."""
@@ -190,13 +214,17 @@ class ContentShipper:
             return False
         wall_ns = self._clock.wall_ns()
         before_ns = wall_ns - self._retention_ns
-        self.tally.removed += self._trays.tidy(wall_ns, before_ns)
+        self.tally.removed += await asyncio.to_thread(self._tidy, wall_ns, before_ns)
         removed = await self._store.trim(before_ns, self._bytes_max)
         self.tally.removed += removed
         if not removed:
             self._trim_at_s = now_s + TRIM_EVERY_S
             self._bytes_since_trim = 0
+            await self._store.rest()
         return bool(removed)
+
+    def _tidy(self, wall_ns: int, before_ns: int) -> int:
+        return sum(trays.tidy(wall_ns, before_ns) for trays in (self._own, *self._own.others(self._adopt)))
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -215,3 +243,8 @@ class ContentShipper:
         if self.tally.failing is not None:
             _log.warning("content is stored again")
             self.tally.failing = None
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

@@ -50,4 +50,7 @@ class ContentStore(Protocol):
     async def delete(self, chosen: Chosen) -> int:
         """Deletes all of it, for good; how many there were."""
 
+    async def rest(self) -> None:
+        """Let go of a connection that costs somebody something, until there is something to do again."""
+
     async def close(self) -> None: ...

@@ -7,12 +7,14 @@ afterwards, by the control process. Pure.
 from __future__ import annotations
 
 from edgegw.http.reply import CONTINUE
+from edgegw.http.response import ResponseReader
 
 # Kept beyond the bound for the head, which is taken off again: ours are far below.
 HEAD_ROOM_BYTES = 8 * 1024
 _END_OF_HEAD = b"\r\n\r\n"
 # The last line of a head of ours when the body is in chunks (http/reply.py).
 _IN_CHUNKS = b"\r\ntransfer-encoding: chunked\r\n\r\n"
+_HEAD = b"HTTP/1.1 200 OK" + _IN_CHUNKS
 
 
 class ReplyCopy:
@@ -60,16 +62,10 @@ def behind_head(sent: bytes) -> tuple[bytes, bool]:
 
 
 def unchunked(body: bytes) -> bytes:
-    """What the chunks hold, also when the last of them is cut. The framing is of our own making and needs no judge:
-    http/chunked.py, which is one, takes three times as long for events of a few words. Raises ValueError for what is no
-    framing of ours."""
-    pieces: list[bytes] = []
-    at = 0
-    while (end := body.find(b"\r\n", at)) > 0:
-        size = int(body[at:end], 16)
-        if size <= 0:
-            break
-        start = end + 2
-        at = start + size + 2
-        pieces.append(body[start : start + size])
-    return b"".join(pieces)
+    """What the chunks hold, also when the last of them is cut. Raises ValueError for what is no framing. (By the parser
+    of replies: it takes an eighth of the time of http/chunked.py, for events of a few words.)"""
+    reader = ResponseReader(head_bytes_max=HEAD_ROOM_BYTES, informational_max=0)
+    reader.feed(_HEAD + body)
+    if reader.trouble is not None:
+        raise ValueError(reader.trouble)
+    return reader.body

@@ -166,13 +166,20 @@ def _counted(found: _Usage) -> Usage | None:
         return None
     inputs, outputs = found.prompt_tokens_details, found.completion_tokens_details
     cached = (inputs.cached_tokens if inputs else None) or found.prompt_cache_hit_tokens or found.cached_tokens or 0
-    reasoning = (outputs.reasoning_tokens if outputs else None) or 0
-    prompt, completion = found.prompt_tokens or 0, found.completion_tokens or 0
-    if reasoning and found.total_tokens == prompt + completion + reasoning:
-        completion += reasoning  # xAI counts reasoning beside the completion, everybody else inside it
     cache_write = (inputs.cache_write_tokens if inputs else None) or 0
-    partial = not prompt or found.completion_tokens is None
-    return Usage(prompt, completion, cached, cache_write, reasoning, partial)
+    reasoning = (outputs.reasoning_tokens if outputs else None) or 0
+    prompt, completion, total = found.prompt_tokens or 0, found.completion_tokens, found.total_tokens
+    if total:
+        if not prompt:
+            prompt = max(0, total - (completion or 0))
+        elif completion is None:
+            completion = max(0, total - prompt)
+        elif total > prompt + completion:
+            # Reasoning that is counted beside the completion (xAI names it, Gemini does not), everybody else's inside.
+            beside = total - prompt - completion
+            completion, reasoning = completion + beside, reasoning or beside
+    partial = not prompt or completion is None
+    return Usage(prompt, completion or 0, cached, cache_write, reasoning, partial)
 
 
 def garbage(message: str) -> UpstreamFault:

@@ -18,6 +18,8 @@ _SAID = frozenset(
     )
 )
 _ANYTHING = msgspec.json.Decoder()
+# To decode more would hold up a worker for milliseconds; it would be an answer of about 250,000 tokens.
+BODY_BYTES_MAX = 1024 * 1024
 # A longer sample tells no more, and takes time.
 SAMPLE_BYTES_MAX = 64 * 1024
 
@@ -34,7 +36,9 @@ def text_bytes(document: object, said: bool = False) -> int:
 
 
 def text_bytes_of_body(body: bytes) -> int:
-    """Of a whole answer; of what is no JSON, all of it."""
+    """Of a whole answer; of what is no JSON, or too large to be taken apart for an estimate, all of it."""
+    if len(body) > BODY_BYTES_MAX:
+        return len(body)
     try:
         return text_bytes(_ANYTHING.decode(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from copy import copy
 
+from edgegw.exchange import Usage
 from edgegw.ledger.record import VERSION, AttemptRecord, Begin, End, Record, Try
 from edgegw.ledger.store import Batch, Checkpoint, OpenExchange, Position
 
@@ -92,6 +93,7 @@ class Assembler:
             elif isinstance(record, Try):
                 exchange = opened.get(record.id)
                 if exchange is not None:
+                    exchange.before, exchange.last = _used_so_far(exchange), None
                     exchange.flight = record
                     touched[record.id] = exchange
 
@@ -101,12 +103,13 @@ class Assembler:
         added: list[Record] = []
         self._batch.begin(life)
         for exchange in [exchange for exchange in self._open.values() if exchange.life == life]:
+            used = _used_so_far(exchange)
             if exchange.flight is not None:
                 exchange.last = interrupted_attempt(exchange.begin, exchange.flight, wall_ns)
                 self._complete_attempt(exchange.last, exchange)
                 self._batch.attempts.append(exchange.last)
                 added.append(exchange.last)
-            row = interrupted_request(exchange, wall_ns)
+            row = interrupted_request(exchange, used, wall_ns)
             _complete_request(row, exchange)
             self._batch.requests.append(row)
             added.append(row)
@@ -196,9 +199,25 @@ def interrupted_attempt(begin: Begin, flight: Begin | Try, wall_ns: int) -> Atte
     )
 
 
-def interrupted_request(exchange: OpenExchange, wall_ns: int) -> End:
-    """The row of a request whose worker died. What its client was told is not known (status 0); what its last finished
-    attempt used is."""
+def _used_so_far(exchange: OpenExchange) -> Usage | None:
+    """By the attempts that are finished; None when none of them used anything."""
+    last, before = exchange.last, exchange.before
+    if last is None or last.input_tokens is None:
+        return before
+    used = Usage(
+        last.input_tokens,
+        last.output_tokens or 0,
+        last.cached_tokens or 0,
+        last.cache_write_tokens or 0,
+        last.reasoning_tokens or 0,
+        last.estimated,
+    )
+    return used if before is None else before + used
+
+
+def interrupted_request(exchange: OpenExchange, used: Usage | None, wall_ns: int) -> End:
+    """The row of a request whose worker died. What its client was told is not known (status 0); what its finished
+    attempts `used` is."""
     begin, last = exchange.begin, exchange.last
     return End(
         version=VERSION,
@@ -217,12 +236,12 @@ def interrupted_request(exchange: OpenExchange, wall_ns: int) -> End:
         attempts=0 if last is None else last.number,
         provider=None if last is None else last.provider,
         model=None if last is None else last.model,
-        input_tokens=None if last is None else last.input_tokens,
-        output_tokens=None if last is None else last.output_tokens,
-        cached_tokens=None if last is None else last.cached_tokens,
-        cache_write_tokens=None if last is None else last.cache_write_tokens,
-        reasoning_tokens=None if last is None else last.reasoning_tokens,
-        estimated=last is not None and last.estimated,
+        input_tokens=None if used is None else used.input,
+        output_tokens=None if used is None else used.output,
+        cached_tokens=None if used is None else used.cached,
+        cache_write_tokens=None if used is None else used.cache_write,
+        reasoning_tokens=None if used is None else used.reasoning,
+        estimated=used is not None and used.estimated,
         first_byte_us=None,
         duration_us=max(0, wall_ns - begin.started_ns) // 1000,
         overhead_us=0,

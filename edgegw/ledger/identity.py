@@ -39,6 +39,11 @@ def identity(state_dir: Path) -> str:
     return found
 
 
+def known_identity(state_dir: Path) -> str | None:
+    """The name if there is one, for those who only look. OSError when it cannot be read."""
+    return _read(state_dir / IDENTITY_FILE)
+
+
 def _read(path: Path) -> str | None:
     try:
         name = path.read_text("ascii", "replace").strip()

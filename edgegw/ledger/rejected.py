@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from edgegw.ledger.record import ATTEMPT_COLUMNS, REQUEST_COLUMNS, End, attempt_row, request_row
-from edgegw.ledger.store import Batch, RejectedError, StoreError
+from edgegw.ledger.store import Batch, RejectedError
 
 REJECTED_DIR = "rejected"
 # Some 60,000 rows: whoever has not looked by then will not miss the next ones.
 BYTES_MAX = 64 << 20
-# A batch of which so many parts, spread over all of it, are refused one and all: then it is not the rows.
-PARTS_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +36,10 @@ class Blamed:
 
 async def write_by_halves(batch: Batch, write: Callable[[Batch], Awaitable[None]], reason: str) -> list[Blamed]:
     """Writes what a database takes of a batch that it has refused as a whole (for `reason`), in ever smaller parts;
-    those that stand alone at the end are to blame.
-
-    Raises StoreError when it takes nothing at all of many parts: the database is to blame then. What has been written
-    by then may be written again.
-    """
+    those that stand alone at the end are to blame."""
     blamed: list[Blamed] = []
     refused = [(0, batch.rows, reason)]
-    taken = False
     while refused:
-        if not taken and len(refused) >= PARTS_MAX:
-            raise StoreError(f"none of {batch.rows} rows is taken: {reason}")
         halves: list[tuple[int, int]] = []
         for start, stop, why in refused:
             if stop - start == 1:
@@ -62,8 +53,6 @@ async def write_by_halves(batch: Batch, write: Callable[[Batch], Awaitable[None]
                 await write(batch.part(start, stop))
             except RejectedError as error:
                 refused.append((start, stop, str(error)))
-            else:
-                taken = True
     return blamed
 
 

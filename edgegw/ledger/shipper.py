@@ -35,8 +35,9 @@ IDLE_POLL_S = 0.25
 PORTION_RECORDS = 500
 # At each look ahead of a store that is away: 10,000 a second.
 AHEAD_RECORDS = 1000
-# Of one transaction, when there is a backlog.
-BATCH_ROWS_MAX = 4000
+# Of one transaction, when there is a backlog. Neither SQLite nor PostgreSQL is faster with more, and the loop is kept
+# for longer: rows are encoded on it.
+BATCH_ROWS_MAX = 1000
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 5.0
 

@@ -34,7 +34,7 @@ BUSY_TIMEOUT_S = 1.0
 IDS_PER_QUESTION = 500
 
 FAILURES = (
-    ((sqlite3.DataError, sqlite3.IntegrityError, OverflowError, UnicodeEncodeError), RejectedError),
+    ((sqlite3.DataError, OverflowError, UnicodeEncodeError), RejectedError),
     ((sqlite3.Error, OSError, msgspec.DecodeError), StoreError),
 )
 

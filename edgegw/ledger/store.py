@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from edgegw.exchange import Usage
 from edgegw.ledger.record import AttemptRecord, Begin, End, Try
 
 
@@ -51,7 +52,7 @@ class Position:
 
 class OpenExchange(msgspec.Struct, gc=False):
     """An exchange without its End. `flight` is the attempt under way, `last` the latest one that is finished, `cost_*`
-    and `price_version` what the finished ones came to."""
+    and `price_version` what the finished ones came to, `before` what those before `last` used."""
 
     life: str
     begin: Begin
@@ -59,6 +60,7 @@ class OpenExchange(msgspec.Struct, gc=False):
     last: AttemptRecord | None = None
     cost_usd_micro: int | None = 0
     price_version: str | None = None
+    before: Usage | None = None
     stored: bool = False
 
 
@@ -70,14 +72,22 @@ class OpenState(msgspec.Struct, array_like=True):
     last: AttemptRecord | None
     cost_usd_micro: int | None = 0
     price_version: str | None = None
+    before: Usage | None = None
 
     @classmethod
     def of(cls, exchange: OpenExchange) -> OpenState:
-        return cls(exchange.begin, exchange.flight, exchange.last, exchange.cost_usd_micro, exchange.price_version)
+        return cls(
+            exchange.begin,
+            exchange.flight,
+            exchange.last,
+            exchange.cost_usd_micro,
+            exchange.price_version,
+            exchange.before,
+        )
 
     def opened(self, life: str) -> OpenExchange:
         return OpenExchange(
-            life, self.begin, self.flight, self.last, self.cost_usd_micro, self.price_version, stored=True
+            life, self.begin, self.flight, self.last, self.cost_usd_micro, self.price_version, self.before, stored=True
         )
 
 

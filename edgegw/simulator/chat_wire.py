@@ -128,7 +128,7 @@ class ChatWire:
 
     def fields(self, mark: Mark, question: Question) -> bytes:
         return (
-            f"x-request-id: req_{mark.digits}\r\nopenai-processing-ms: {5 + mark.number % 20}\r\n"
+            f"x-request-id: {mark.request_id}\r\nopenai-processing-ms: {5 + mark.number % 20}\r\n"
             "openai-version: 2020-10-01\r\n"
             "x-ratelimit-limit-requests: 10000\r\nx-ratelimit-remaining-requests: 9999\r\n"
             "x-ratelimit-reset-requests: 6ms\r\n"

@@ -17,7 +17,7 @@ from edgegw.simulator.rules import STATUS_MEANS, WORDS, Asked, Behaviour, Rules,
 from edgegw.simulator.scene import Scene, refusal, reply, stage
 from edgegw.simulator.script import Author, RefusalError, dice
 from edgegw.simulator.stats import OTHER, Stats
-from edgegw.simulator.wire import Wire, mark
+from edgegw.simulator.wire import Mark, Wire, mark
 
 _MODELS = (
     "gpt-5",
@@ -76,19 +76,19 @@ class House:
     def _answers(self, path: str, wire: Wire) -> Answerer:
         def answerer(body: bytes, headers: dict[str, str]) -> Scene:
             self._number += 1
-            scene = self._play(wire, path, headers, body)
+            stamp = mark(self._seed, self._number)
+            scene = self._play(wire, path, headers, body, stamp)
+            scene.id, scene.client_id = stamp.request_id, headers.get("x-client-request-id", "")
             self.stats.by_status[scene.status] += 1
             return scene
 
         return answerer
 
-    def _play(self, wire: Wire, path: str, headers: dict[str, str], body: bytes) -> Scene:
-        number = self._number
-        stamp = mark(self._seed, number)
+    def _play(self, wire: Wire, path: str, headers: dict[str, str], body: bytes, stamp: Mark) -> Scene:
         try:
             wire.authorize(headers)
             question = wire.read(body)
-            behaviour = self._behaviour(Asked(question.model, path, question.stream, headers), number)
+            behaviour = self._behaviour(Asked(question.model, path, question.stream, headers), stamp.number)
         except RefusalError as error:
             self.stats.refused += 1
             self.stats.arrived(path, _model_of(body), headers, body)

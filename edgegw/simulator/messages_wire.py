@@ -133,7 +133,7 @@ class MessagesWire:
 
     def fields(self, mark: Mark, question: Question) -> bytes:
         return (
-            f"request-id: req_{mark.digits}\r\nanthropic-organization-id: simulator\r\n"
+            f"request-id: {mark.request_id}\r\nanthropic-organization-id: simulator\r\n"
             "anthropic-ratelimit-requests-limit: 4000\r\nanthropic-ratelimit-requests-remaining: 3999\r\n"
             "anthropic-ratelimit-requests-reset: 2026-11-23T09:30:00Z\r\n"
             "anthropic-ratelimit-tokens-limit: 400000\r\n"

@@ -53,7 +53,8 @@ class Ending(IntEnum):
 
 @dataclass(slots=True)
 class Scene:
-    """`counts[i]` tokens go out with `frames[i]`. `whole`: the client gets a complete answer from this."""
+    """`counts[i]` tokens go out with `frames[i]`. `whole`: the client gets a complete answer from this. `id` and
+    `client_id`: what we call the request, and what who asked calls it; empty for what is no model's answer."""
 
     frames: list[bytes]
     counts: list[int]
@@ -66,6 +67,8 @@ class Scene:
     close: bool = False
     model: str = ""
     prompt_tokens: int = 0
+    id: str = ""
+    client_id: str = ""
 
 
 def reply(status: int, fields: bytes, body: bytes, kind: str = "application/json") -> bytes:

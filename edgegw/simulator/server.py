@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 from collections import deque
+from collections.abc import Callable
 from typing import cast
 
 import httptools
@@ -18,7 +19,7 @@ import httptools
 from edgegw.simulator.house import House
 from edgegw.simulator.rules import Behaviour, Rules
 from edgegw.simulator.scene import Ending, Scene, reply
-from edgegw.simulator.stats import Stats
+from edgegw.simulator.stats import Served, Stats
 
 _BACKLOG = 4096
 _BODY_BYTES_MAX = 64 * 1024 * 1024
@@ -29,6 +30,9 @@ _RESET_DELAY_S = 0.02  # what was written leaves before the RST, which would ove
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _BAD_HTTP = reply(400, b"connection: close\r\n", b"", "text/plain")
 _TOO_LARGE = reply(413, b"connection: close\r\n", b"", "text/plain")
+
+
+Log = Callable[[Served], None]
 
 
 class _Asked:
@@ -55,6 +59,7 @@ class _Connection(asyncio.Protocol):
         "_house",
         "_keep_alive",
         "_last_write_s",
+        "_log",
         "_loop",
         "_parser",
         "_paused",
@@ -69,8 +74,11 @@ class _Connection(asyncio.Protocol):
 
     _transport: asyncio.Transport
 
-    def __init__(self, house: House, loop: asyncio.AbstractEventLoop, connections: set[_Connection]) -> None:
+    def __init__(
+        self, house: House, loop: asyncio.AbstractEventLoop, connections: set[_Connection], log: Log | None
+    ) -> None:
         self._house = house
+        self._log = log
         self._loop = loop
         self._connections = connections
         self._parser = httptools.HttpRequestParser(self)
@@ -104,7 +112,7 @@ class _Connection(asyncio.Protocol):
         self._queue.clear()
         if (scene := self._scene) is not None:
             stats.client_left(scene.model, self._sent, self._loop.time(), self._last_write_s)
-            self._leave(scene)
+            self._leave(scene, whole=False)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -170,6 +178,7 @@ class _Connection(asyncio.Protocol):
         self._scene = scene
         self._keep_alive = asked.keep_alive and not scene.close
         self._position = self._sent = 0
+        self._began_s = 0.0
         self._last_write_s = None
         self._house.stats.opened(scene.model, scene.stream)
         if scene.latency_s > 0:
@@ -219,7 +228,7 @@ class _Connection(asyncio.Protocol):
         stats = self._house.stats
         stats.completed += scene.whole
         stats.cut += not scene.whole and scene.model != "" and scene.status in (0, 200)
-        self._leave(scene)
+        self._leave(scene, whole=scene.whole)
         if scene.ending is Ending.RESET:
             self._silent = True
             self._timer = self._loop.call_later(_RESET_DELAY_S if scene.frames else 0, self._reset)
@@ -228,9 +237,12 @@ class _Connection(asyncio.Protocol):
         elif self._queue and not self._transport.is_closing():
             self._begin(self._queue.popleft())
 
-    def _leave(self, scene: Scene) -> None:
+    def _leave(self, scene: Scene, *, whole: bool) -> None:
         self._scene = None
         self._house.stats.closed(scene.model, scene.stream)
+        if self._log is not None and scene.id:
+            tokens = scene.prompt_tokens if self._began_s else 0, self._sent
+            self._log(Served(scene.id, scene.client_id, scene.model, scene.stream, scene.status, *tokens, whole))
 
     def _reset(self) -> None:
         """RST instead of FIN."""
@@ -274,10 +286,12 @@ async def start(
     latency_s: float = 0.0,
     pace_s: float = 0.0,
     tokens: int = 24,
+    log: Log | None = None,
 ) -> Simulator:
-    """A simulator inside the running loop; port 0 takes a free one (`.port`). OSError when the port is in use."""
+    """A simulator inside the running loop; port 0 takes a free one (`.port`). OSError when the port is in use. `log` is
+    called when a request has ended, however it did."""
     loop = asyncio.get_running_loop()
     house = House(seed, rules or Rules(), Behaviour(latency_s=latency_s, pace_s=pace_s, tokens=tokens))
     connections: set[_Connection] = set()
-    server = await loop.create_server(lambda: _Connection(house, loop, connections), host, port, backlog=_BACKLOG)
+    server = await loop.create_server(lambda: _Connection(house, loop, connections, log), host, port, backlog=_BACKLOG)
     return Simulator(server, connections, host, house.stats)

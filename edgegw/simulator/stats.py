@@ -38,6 +38,22 @@ class Seen:
 
 
 @dataclass(slots=True)
+class Served:
+    """What became of a request: a line of the log. `id` is what the reply's header says, `client_request_id` what the
+    request's did. `whole`: all of a complete answer was written, and then the provider knows what it was asked for in
+    tokens; otherwise `completion_tokens` is what was sent until it ended."""
+
+    id: str
+    client_request_id: str
+    model: str
+    stream: bool
+    status: int
+    prompt_tokens: int
+    completion_tokens: int
+    whole: bool
+
+
+@dataclass(slots=True)
 class Stats:
     """Counters since the start or the last reset. `open_*` and `connections` are what is going on now."""
 

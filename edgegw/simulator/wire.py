@@ -31,6 +31,11 @@ class Mark:
     def created_s(self) -> int:
         return _EPOCH_S + self.number
 
+    @property
+    def request_id(self) -> str:
+        """What the provider calls this request, in a header of its reply."""
+        return f"req_{self.digits}"
+
 
 def mark(seed: int, number: int) -> Mark:
     return Mark(number, f"{mix(seed, number):016x}")

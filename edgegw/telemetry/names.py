@@ -56,7 +56,7 @@ FALLBACKS = Family(
 TOKENS = Family(
     "edgegw_tokens_total",
     "counter",
-    "Tokens as the provider counted them; input includes cached and cache_write, output includes reasoning.",
+    "Tokens as counted by the provider, else by us; input includes cached and cache_write, output includes reasoning.",
     ("provider", "model", "type"),
 )
 COST = Family(

@@ -29,8 +29,10 @@ LOCK_TIMEOUT_S = 20.0
 SILENCE_TIMEOUT_S = 60.0
 CLOSE_TIMEOUT_S = 2.0
 
-# SQLSTATE classes of rows that are not taken, whenever they are sent: data exceptions, constraints, limits of a row.
-_REJECTING = ("22", "23", "54")
+# SQLSTATE classes of rows that are not taken, whenever they are sent: data exceptions, limits of a row. No value of
+# ours violates a constraint: when one complains it is the schema that is not as we left it (a partition is gone, a
+# column was added by hand), and rows wait.
+_REJECTING = ("22", "54")
 
 BEGIN = (
     # Each statement sees what was committed before it, whatever is the rule for others there.
@@ -67,14 +69,14 @@ class Postgres:
                 raise
             except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
                 self._give_up()
-                raise _meant(error)(f"{self._name}: {_words(error)}") from error
+                raise _meant(error)(f"PostgreSQL {self._address.place}: {_words(error)}") from error
             except (OSError, TimeoutError) as error:
                 self._give_up()
-                raise StoreError(f"{self._name}: {_words(error)}") from error
+                raise StoreError(f"PostgreSQL {self._address.place}: {_words(error)}") from error
             except (ValueError, OverflowError) as error:
                 # What asyncpg could not encode.
                 self._give_up()
-                raise RejectedError(f"{self._name}: {error}") from error
+                raise RejectedError(f"PostgreSQL {self._address.place}: {error}") from error
             except BaseException:
                 self._give_up()
                 raise
@@ -89,11 +91,6 @@ class Postgres:
                 await session.close(timeout=CLOSE_TIMEOUT_S)
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
                 session.terminate()
-
-    @property
-    def _name(self) -> str:
-        hosts = ",".join(f"{host}:{port}" for host, port in self._address.hosts)
-        return f"PostgreSQL {hosts}/{self._address.database}"
 
     async def _connected(self) -> Session:
         if self._session is not None and not self._session.is_closed():
@@ -123,8 +120,6 @@ class Postgres:
 
 
 def _meant(error: Exception) -> type[StoreError] | type[RejectedError]:
-    if isinstance(error, asyncpg.CheckViolationError) and error.constraint_name is None:
-        return StoreError  # the partition is gone: it is made anew
     if isinstance(error, asyncpg.PostgresError):
         return RejectedError if (error.sqlstate or "")[:2] in _REJECTING else StoreError
     return RejectedError if isinstance(error, asyncpg.DataError | ValueError) else StoreError

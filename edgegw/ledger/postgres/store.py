@@ -67,6 +67,7 @@ class PostgresStore:
 
     async def write(self, batch: Batch, checkpoint: Checkpoint) -> None:
         """See Store.write."""
+        self._check_days(batch)
         try:
             await self._postgres.run(lambda session: self._write(session, batch, checkpoint))
         except RejectedError:
@@ -101,13 +102,15 @@ class PostgresStore:
         await self._write_checkpoint(session, checkpoint)
         await session.execute("COMMIT")
 
+    def _check_days(self, batch: Batch) -> None:
+        """Before anybody is asked: a gateway whose clock was wrong has many such rows, each refused by itself."""
+        today = day_of_ns(self._clock.wall_ns())
+        if any(abs(day - today) > DAYS_AROUND_MAX for day in _days_of(batch) - self._days):
+            raise RejectedError(f"rows that are more than {DAYS_AROUND_MAX} days from today, by their ids")
+
     async def _make_days(self, session: Session, batch: Batch) -> None:
-        days = days_of([row.id for row in batch.requests] + [row.request_id for row in batch.attempts])
-        missing = days - self._days
+        missing = _days_of(batch) - self._days
         if missing:
-            today = day_of_ns(self._clock.wall_ns())
-            if any(abs(day - today) > DAYS_AROUND_MAX for day in missing):
-                raise RejectedError(f"rows that are more than {DAYS_AROUND_MAX} days from today, by their ids")
             await make_days(session, missing)
             self._days |= missing
 
@@ -163,6 +166,13 @@ class PostgresStore:
         for id_, life, state in await session.fetch(query, self._journal):
             checkpoint.opened[id_] = self._decode(state).opened(life)
         return checkpoint
+
+
+def _days_of(batch: Batch) -> set[int]:
+    try:
+        return days_of([row.id for row in batch.requests] + [row.request_id for row in batch.attempts])
+    except ValueError as error:
+        raise RejectedError(str(error)) from error
 
 
 def _staging(name: str, table: str, columns: tuple[str, ...]) -> str:
