@@ -15,6 +15,7 @@ from edgegw import __version__
 from edgegw.cli_books import attempts, ledger, requests, tail, usage
 from edgegw.cli_content import content
 from edgegw.cli_keys import keys
+from edgegw.cli_migrate import migrate_group
 from edgegw.cli_options import admin_url, config_option, read_settings, settings_of
 
 PORT = click.IntRange(0, 65_535)
@@ -22,7 +23,7 @@ PORT = click.IntRange(0, 65_535)
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
-    commands=[attempts, content, keys, ledger, requests, tail, usage],
+    commands=[attempts, content, keys, ledger, migrate_group, requests, tail, usage],
 )
 @click.version_option(__version__, prog_name="edgegw")
 def main() -> None:

@@ -60,7 +60,8 @@ LAYERS: dict[int, str] = {
         limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.replicas
         limits.redis.authority
         ledger.segment ledger.identity ledger.room ledger.life
-        ledger.journal ledger.durable ledger.syncing ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
+        ledger.journal ledger.durable ledger.syncing ledger.life_reader ledger.reader
+        ledger.schema ledger.sqlite_file ledger.sqlite
         ledger.sqlite_retention ledger.upkeep ledger.books
         ledger.verify.kept ledger.verify.lives ledger.verify.rows ledger.verify.verify
         ledger.shipper ledger.adoption ledger.rejected ledger.telling
@@ -76,9 +77,8 @@ LAYERS: dict[int, str] = {
         simulator.server
     """,
     4: """
-        __main__ app cli cli_books cli_content cli_keys cli_options supervisor child doors worker demo show healthcheck
-        keys.command
-        content.command simulator.run
+        __main__ app cli cli_books cli_content cli_keys cli_migrate cli_options supervisor child doors worker demo show
+        healthcheck migrate keys.command content.command simulator.run
     """,
 }
 
@@ -114,7 +114,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "relay": ("leg", "http.watch"),  # a leg that streams
     # What is verified is the ledger: a package of its own, within it.
     "ledger.verify.findings": ("ledger.tables",),
-    "ledger.verify.rules": ("ledger.questions", "ledger.usage"),
+    "ledger.verify.rules": ("ledger.questions", "ledger.tables", "ledger.usage"),
     "ledger.verify.kept": ("ledger.life", "ledger.segment"),
     "ledger.verify.lives": ("ledger.books", "ledger.segment"),
     "ledger.verify.rows": ("ledger.books",),
@@ -150,17 +150,24 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "worker": ("child",),
     "supervisor": ("child", "doors"),
     "demo": ("show",),  # ends with the rows, as `edgegw attempts` prints them
-    "cli": ("app", "cli_books", "cli_content", "cli_keys", "cli_options", "demo", "healthcheck", "simulator.run"),
+    "cli": (
+        *("app", "cli_books", "cli_content", "cli_keys", "cli_migrate", "cli_options", "demo", "healthcheck"),
+        "simulator.run",
+    ),
     "cli_content": ("cli_options", "content.command", "show"),
     "cli_books": ("cli_options", "show"),
     "cli_keys": ("cli_options", "keys.command"),
+    "cli_migrate": ("cli_options", "migrate"),
     "cli_options": ("healthcheck",),  # where the settings have the admin port, as a URL
     "__main__": ("cli",),
 }
 
 # Own modules imported inside functions: the command line starts fast because a command loads only what it needs.
 # What the control process is made of only when it is configured.
-LAZY = {"content.place", "keys.place", "cli", "cli_books", "cli_content", "cli_keys", "cli_options", "app"}
+LAZY = {
+    *("content.place", "keys.place", "cli", "cli_books", "cli_content", "cli_keys", "cli_migrate", "cli_options"),
+    *("migrate", "app"),
+}
 
 # What layers 0 and 1 must not have: clock, dice and bytes are arguments.
 IMPURE = {
@@ -183,8 +190,8 @@ MAY_READ_FILES = {
 # Outside libraries and where they may be. Another module is another place that has to know a library's exceptions.
 EVERYWHERE = {"msgspec"}
 LIBRARIES: dict[str, set[str]] = {
-    "asyncpg": {"ledger.postgres.connection", "ledger.postgres.schema"},
-    "click": {"cli", "cli_books", "cli_content", "cli_keys", "cli_options"},
+    "asyncpg": {"ledger.postgres.connection", "ledger.postgres.partitions", "ledger.postgres.schema"},
+    "click": {"cli", "cli_books", "cli_content", "cli_keys", "cli_migrate", "cli_options"},
     "hiredis": {"limits.redis.connection"},
     "httptools": {"http.connection", "http.response", "simulator.server"},
     "orjson": {"gateway", "control.admin"},
