@@ -124,10 +124,10 @@ class Postgres:
     def dsn(self, database: str = OWNER, user: str = OWNER, options: str = "") -> str:
         return f"postgresql://{user}@{HOST}:{self.port}/{database}{options}"
 
-    def do(self, sql: str, database: str = OWNER, user: str = OWNER) -> str:
+    def do(self, sql: str, database: str = OWNER, user: str = OWNER, *, timeout_s: float = QUESTION_S) -> str:
         """What psql says, without headers; CalledProcessError with its stderr."""
         command = [program("psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", self.dsn(database, user), "-f", "-"]
-        asked = subprocess.run(command, input=sql, capture_output=True, text=True, timeout=QUESTION_S)
+        asked = subprocess.run(command, input=sql, capture_output=True, text=True, timeout=timeout_s)
         if asked.returncode:
             raise subprocess.CalledProcessError(asked.returncode, sql[:200], asked.stdout, asked.stderr)
         return asked.stdout.strip("\n")

@@ -114,7 +114,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "relay": ("leg", "http.watch"),  # a leg that streams
     # What is verified is the ledger: a package of its own, within it.
     "ledger.verify.findings": ("ledger.tables",),
-    "ledger.verify.rules": ("ledger.questions", "ledger.usage"),
+    "ledger.verify.rules": ("ledger.questions", "ledger.tables", "ledger.usage"),
     "ledger.verify.kept": ("ledger.life", "ledger.segment"),
     "ledger.verify.lives": ("ledger.books", "ledger.segment"),
     "ledger.verify.rows": ("ledger.books",),
