@@ -48,7 +48,7 @@ LAYERS: dict[int, str] = {
         ledger.postgres.__init__ ledger.postgres.days
         ledger.questions ledger.tables ledger.verify.__init__ ledger.verify.findings ledger.verify.rules
         content.__init__ content.record content.wire content.choice content.store content.answer
-        telemetry.__init__ telemetry.names telemetry.variables
+        telemetry.__init__ telemetry.names telemetry.variables telemetry.semconv telemetry.spans telemetry.otlp
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
     """,
@@ -68,7 +68,8 @@ LAYERS: dict[int, str] = {
         ledger.postgres.connection ledger.postgres.schema ledger.postgres.partitions ledger.postgres.store
         ledger.postgres.upkeep ledger.postgres.books
         content.files content.porter content.capture content.sqlite content.postgres content.place content.shipper
-        telemetry.metrics
+        telemetry.metrics telemetry.export telemetry.collector telemetry.collector_grpc telemetry.console
+        telemetry.tracing
         simulator.rules_file
     """,
     3: """
@@ -133,6 +134,12 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "channel_server": ("channel", "limits.authority", "limits.tally"),  # the two ends speak the same messages
     "routing": ("pattern",),
     "telemetry.variables": ("trace",),  # one of them is the sampler
+    "telemetry.collector": (
+        "http.dial",
+        "http.upstream",
+        "http.upstream_connection",
+    ),  # over connections of our own
+    "telemetry.spans": ("ledger.record", "trace"),  # told of records
     "prices": ("ledger.record", "pattern", "price_table"),  # of an attempt as it stands in the books
     "limits.rules": ("pattern",),
     "limits.redis.absence": ("limits.bucket", "limits.meter"),  # the same shapes and words, counted elsewhere
@@ -195,6 +202,7 @@ LIBRARIES: dict[str, set[str]] = {
     "hiredis": {"limits.redis.connection"},
     "httptools": {"http.connection", "http.response", "simulator.server"},
     "orjson": {"gateway", "control.admin"},
+    "opentelemetry": {"telemetry.collector_grpc"},
     "uvloop": {"app", "simulator.run"},
     "yaml": {"settings.document", "simulator.rules_file"},
 }
