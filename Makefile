@@ -59,6 +59,12 @@ bench: $(RUNTIME) $(PEERS)/.peers  ## CPU per request and per event against Envo
 prices: $(DEV)  ## make edgegw/providers/prices.json again, from the genai-prices of the lock (make lock UPGRADE=…)
 	@$(BIN)/python -m scripts.flatten_prices
 
+.PHONY: chaos
+chaos: $(DEV)  ## whether a row is lost, doubled or wrong, whatever dies: about 15 minutes (ARGS="--rounds 20 …")
+	@tests/prepare
+	@$(BIN)/python -m load.chaos --database sqlite $(ARGS)
+	@$(BIN)/python -m load.chaos --database postgres $(ARGS)
+
 .PHONY: lock
 lock: $(LOCKER)/.locker  ## make the lock files again (UPGRADE=--upgrade takes newer versions)
 	@echo 'setuptools>=77' | $(COMPILE) pyproject.toml - --extra redis --extra postgres -o requirements.lock

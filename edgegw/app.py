@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from edgegw import endpoints, supervisor
+from edgegw import __version__, endpoints, supervisor
 from edgegw.access import Access, Doorkeeper
 from edgegw.attempts import Attempts, Upstream
 from edgegw.breaker import BreakerPolicy
@@ -80,9 +80,13 @@ from edgegw.retry import RetryBudget
 from edgegw.routing import Router
 from edgegw.settings import ProviderSettings, Secret, ServerSettings, Settings, parse_postgres, parse_redis
 from edgegw.settings.describe import describe
-from edgegw.telemetry import exposition, names, variables
+from edgegw.telemetry import console, exposition, names, semconv, variables
+from edgegw.telemetry.console import Console
+from edgegw.telemetry.export import Destination, Exporter
 from edgegw.telemetry.metrics import Figure, Metrics
 from edgegw.telemetry.names import Family
+from edgegw.telemetry.spans import Place, Spans, Wording
+from edgegw.telemetry.tracing import Tracing
 from edgegw.tokens import TokenEstimator
 from edgegw.trace import Announcer
 from edgegw.worker import Worker
@@ -92,6 +96,10 @@ if TYPE_CHECKING:
     from edgegw.limits.redis.authority import RedisAuthority
 
 SETTINGS_HASH_DIGITS = 12
+STDOUT = 1
+
+logger = logging.getLogger("edgegw")
+
 # A worker makes hardly any cycles: looking for them often costs more than it finds.
 GC_THRESHOLDS = (50_000, 20, 100)
 
@@ -334,11 +342,75 @@ def redis_figures(authority: RedisAuthority) -> dict[Family, Callable[[], Figure
     }
 
 
+def places(settings: Settings) -> dict[str, Place]:
+    return {each.name: Place.of(each.name, each.kind, each.base_url) for each in settings.providers.values()}
+
+
+def build_tracing(settings: Settings, clock: SystemClock, instance: str) -> Tracing | None:
+    """As OpenTelemetry's variables have it. A collector's client is loaded only when one is named."""
+    wanted = variables.read(os.environ, instance)
+    for complaint in wanted.complaints:
+        logger.warning("%s", complaint)
+    dice = random.Random(secrets.randbits(64)).random
+
+    def exporter(destination: Destination, delay_s: float) -> Exporter:
+        return Exporter(
+            destination,
+            clock,
+            dice,
+            delay_s=delay_s,
+            queue_spans_max=wanted.queue_spans_max,
+            batch_spans_max=wanted.batch_spans_max,
+            timeout_s=wanted.export_timeout_s,
+        )
+
+    exporters = []
+    if "otlp" in wanted.exporters:
+        exporters.append(exporter(build_collector(wanted, Wording(places(settings)), clock), wanted.delay_s))
+    if "console" in wanted.exporters:
+        exporters.append(exporter(Console(STDOUT), min(console.DELAY_S, wanted.delay_s)))
+    if not exporters:
+        return None
+    slow_us = round(wanted.slow_s * 1e6)
+    return Tracing(Spans(wanted.sampler, slow_us, [exporter.offer for exporter in exporters]), exporters)
+
+
+def build_collector(wanted: variables.TraceSettings, wording: Wording, clock: SystemClock) -> Destination:
+    about = wanted.resource, semconv.SCOPE, __version__, semconv.SCHEMA_URL
+    if wanted.otlp.protocol == "http/protobuf":
+        from edgegw.telemetry.collector import HttpCollector
+        from edgegw.telemetry.otlp import Encoder
+
+        proxies = Proxies.from_environment(os.environ)
+        try:
+            return HttpCollector(wanted.otlp, proxies, wording, Encoder(*about), clock)
+        except ValueError as error:
+            raise SystemExit(f"OTEL_EXPORTER_OTLP_ENDPOINT: {error}") from None
+    try:
+        from edgegw.telemetry.collector_grpc import GrpcCollector, ReadableSpans
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"OTEL_EXPORTER_OTLP_PROTOCOL=grpc needs {error.name}: pip install 'edgegw[grpc]'") from None
+
+    return GrpcCollector(wanted.otlp, wording, ReadableSpans(*about))
+
+
+def tracing_figures(tracing: Tracing) -> dict[Family, Callable[[], Figure]]:
+    return {
+        names.TRACES_SENT: lambda: tracing.sent,
+        names.TRACES_WAITING: lambda: tracing.waiting,
+        names.TRACES_DROPPED: lambda: tracing.dropped,
+    }
+
+
 def build_books(
     settings: Settings, clock: SystemClock, state_dir: Path
 ) -> tuple[SqliteStore | PostgresStore, list[Upkeep]]:
     """Where the rows go, and what is to be done there now and then."""
-    journal, retention_s = identity(state_dir), settings.storage.retention_s
+    try:
+        journal = identity(state_dir)
+    except OSError as error:
+        raise SystemExit(f"the state directory cannot be used: {error.strerror}") from None
+    retention_s = settings.storage.retention_s
     url = settings.postgres_url
     if url is None:
         durable = settings.storage.journal.sync != "none"
@@ -421,6 +493,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     syncer = None if sync == "none" else Syncer(state_dir, settings.storage.journal.sync_interval_s)
     journals = Journals(channel_server, state_dir, settings.storage.journal, syncer)
     pulse = Pulse(clock)
+    tracing = build_tracing(settings, clock, identity(state_dir))
     shipper: Shipper
     metrics = Metrics(
         {
@@ -446,18 +519,21 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
             names.JOURNAL_DROPPED: journals.dropped,
             names.JOURNAL_LOST: journals.lost,
             names.JOURNAL_SYNC_ERRORS: journals.sync_errors,
+            **({} if tracing is None else tracing_figures(tracing)),
             **process_figures(settings, clock, pulse),
         },
         routes=route_names(settings),
         targets=fixed_targets(settings),
         tenants=settings.tenants,
+        called={name: place.convention for name, place in places(settings).items()},
     )
     figures = LimitFigures(shared or in_memory, channel_server.unspent, lambda: metrics.tenants)
     metrics.add({names.LIMIT: figures.limits, names.LIMIT_LEFT: figures.left, names.LIMIT_LEASED: figures.leased})
     store, upkeeps = build_books(settings, clock, state_dir)
     prices = PriceList(settings.prices, settings.providers.values(), shipped_prices())
     upkeeper = Upkeeper(upkeeps, clock)
-    shipper = Shipper(state_dir, store, clock, prices.price, [metrics.observe])
+    observers = [metrics.observe, *([] if tracing is None else [tracing.spans.observe])]
+    shipper = Shipper(state_dir, store, clock, prices.price, observers)
     adoption = build_adoption(settings, clock, state_dir, prices.price)
     if adoption is not None:
         metrics.add(adoption_figures(adoption))
@@ -491,6 +567,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
         contents,
         server,
         keys,
+        tracing,
         settings.server.workers,
     )
     return control

@@ -15,14 +15,15 @@ from edgegw import __version__
 from edgegw.cli_books import attempts, ledger, requests, tail, usage
 from edgegw.cli_content import content
 from edgegw.cli_keys import keys
-from edgegw.cli_options import config_option, read_settings, settings_of
+from edgegw.cli_migrate import migrate_group
+from edgegw.cli_options import admin_url, config_option, read_settings, settings_of
 
 PORT = click.IntRange(0, 65_535)
 
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
-    commands=[attempts, content, keys, ledger, requests, tail, usage],
+    commands=[attempts, content, keys, ledger, migrate_group, requests, tail, usage],
 )
 @click.version_option(__version__, prog_name="edgegw")
 def main() -> None:
@@ -59,6 +60,25 @@ def check(config: str | None) -> None:
     from edgegw.settings import describe
 
     click.echo(describe(settings_of(config)), nl=False)
+
+
+@main.command()
+@config_option
+@click.option("--url", metavar="URL", help="Of the admin port [where the settings have it, on this machine].")
+@click.option("--ready", is_flag=True, help="Whether it takes requests (/readyz), not only whether it lives (/livez).")
+def healthcheck(config: str | None, url: str | None, ready: bool) -> None:
+    """Ask a running gateway how it is.
+
+    One line, and exit code 0 when it is well, 1 when it is not.
+    """
+    from edgegw import healthcheck as probe
+
+    try:
+        click.echo(probe.ask(url or admin_url(config), "/readyz" if ready else "/livez"))
+    except probe.UnhealthyError as error:
+        raise click.ClickException(str(error)) from None
+    except ValueError:
+        raise click.BadParameter("expected a URL such as http://127.0.0.1:9090", param_hint="--url") from None
 
 
 @main.command()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import click
 
 # Content is where the rows are, as the keys are.
-from edgegw.cli_options import books_option, config_option, json_option, place_of_keys, settings_for_reading
+from edgegw.cli_options import books_option, config_option, json_option, place_of_keys, state_dir_of
 
 
 @click.group()
@@ -58,7 +57,7 @@ def delete(config: str | None, db: str | None, request_id: str | None, tenant: s
     except times.TimeError as error:
         raise click.BadParameter(str(error), param_hint="--before") from None
     with _complaints():
-        state_dir = None if db else Path(settings_for_reading(config).server.state_dir)
+        state_dir = state_dir_of(config) if db is None else None
         deleted = command.delete(place_of_keys(config, db), state_dir, chosen)
     click.echo(f"deleted the content of {deleted} request{'' if deleted == 1 else 's'}")
 

@@ -118,14 +118,34 @@ def state_dir_of(config: str | None) -> Path:
 
 
 def settings_for_reading(config: str | None) -> Settings:
-    """The settings for a command that only wants to know where things are. That takes no keys, and so none must be set
-    for it: what stands in for them is not used."""
-    from edgegw.settings import SettingsError, load
-    from edgegw.settings.environment import PROVIDERS
+    """The settings for a command that only wants to know where things are; or every mistake and exit code 2."""
+    from edgegw.settings import SettingsError
 
-    unset = {provider.key: "unset" for provider in PROVIDERS if not os.environ.get(provider.key)}
     try:
-        return load(config, os.environ | unset)
+        return readable_settings(config)
     except SettingsError as error:
         click.echo(str(error), err=True)
         sys.exit(EXIT_SETTINGS)
+
+
+def readable_settings(config: str | None) -> Settings:
+    """To know where things are takes no keys, and so none must be set for it: what stands in for them is not used."""
+    from edgegw.settings import load
+    from edgegw.settings.environment import PROVIDERS
+
+    unset = {provider.key: "unset" for provider in PROVIDERS if not os.environ.get(provider.key)}
+    return load(config, os.environ | unset)
+
+
+def admin_url(config: str | None) -> str:
+    """Where the gateway of these settings answers probes. Settings that are faulty by now say nothing about a gateway
+    that read them before, and it should not be restarted for that: it is asked where they are by default."""
+    from edgegw.healthcheck import local_url
+    from edgegw.settings import SettingsError
+    from edgegw.settings.environment import admin_address
+
+    try:
+        admin = readable_settings(config).server.admin
+    except SettingsError:
+        admin = admin_address(os.environ)
+    return local_url(admin.host, admin.port)

@@ -20,10 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from postgres_rig import Database, Postgres, PostgresHouse, can_mount
 from redis_rig import HOST, House, Redis, Sentinels, Slow
-from rig import Gateway, Simulator, ask, eventually, start_gateway, start_simulator
+from rig import REPOSITORY, Gateway, Simulator, ask, eventually, start_gateway, start_simulator
 
 __all__ = [
     "HOST",
+    "REPOSITORY",
     "Database",
     "Gateway",
     "Ground",

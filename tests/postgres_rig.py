@@ -99,10 +99,15 @@ class Postgres:
         settings = [part for option in options for part in ("-c", option)]
         command = [program("postgres"), "-D", str(self.data), "-p", str(self.port), *settings]
         self.running = Running([*_as_owner(), *command], self.directory / "postgres.log", {})
-        self.running.wait_ready(self._answers)
+        self.running.wait_ready(lambda: self.answers)
         return self
 
-    def _answers(self) -> bool:
+    @property
+    def alive(self) -> bool:
+        return self.running is not None and self.running.alive
+
+    @property
+    def answers(self) -> bool:
         asked = subprocess.run(
             [program("pg_isready"), "-q", "-h", HOST, "-p", str(self.port), "-d", OWNER, "-U", OWNER]
         )
@@ -118,10 +123,10 @@ class Postgres:
     def dsn(self, database: str = OWNER, user: str = OWNER, options: str = "") -> str:
         return f"postgresql://{user}@{HOST}:{self.port}/{database}{options}"
 
-    def do(self, sql: str, database: str = OWNER, user: str = OWNER) -> str:
+    def do(self, sql: str, database: str = OWNER, user: str = OWNER, *, timeout_s: float = QUESTION_S) -> str:
         """What psql says, without headers; CalledProcessError with its stderr."""
         command = [program("psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", self.dsn(database, user), "-f", "-"]
-        asked = subprocess.run(command, input=sql, capture_output=True, text=True, timeout=QUESTION_S)
+        asked = subprocess.run(command, input=sql, capture_output=True, text=True, timeout=timeout_s)
         if asked.returncode:
             raise subprocess.CalledProcessError(asked.returncode, sql[:200], asked.stdout, asked.stderr)
         return asked.stdout.strip("\n")
@@ -193,7 +198,7 @@ class Postgres:
         """Whatever state it is in."""
         if self.running is None:
             return
-        if self.running.alive:
+        if self.alive:
             self.kill()
         self.running.end()
         self.running = None

@@ -233,6 +233,19 @@ class Gateway:
     def stop(self, within_s: float = _STOP_S) -> tuple[int, str]:
         return self.running.stop(within_s)
 
+    def kill(self) -> None:
+        """All of its processes at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.running.wait()
+
+    def start_again(self) -> None:
+        """After it was stopped or killed: the same settings, ports and directory."""
+        directory = self.state_dir.parent
+        log = directory / f"gateway-after-{self.pid}.log"
+        self.running = Running([*SERVE, "--config", str(directory / "edgegw.yaml")], log, {})
+        self.running.wait_ready(lambda: ask(self.admin_url, "GET", "/readyz").status == 200)
+
     def rows(
         self, table: str, until: Callable[[list[Row]], bool] = bool, *, where: str = "", within_s: float = _ROWS_S
     ) -> list[Row]:

@@ -204,7 +204,8 @@ def test_a_round_brings_all_journals_to_the_disk(tmp_path: Path, disk: Disk) -> 
     journal = open_journal(state_dir)
     play(journal, 1)
     syncer.sync_now()
-    assert disk.calls == ["00000001.seg", "00000002.seg", f"{life_dir(state_dir).name}/", "journal/", "state/"]
+    names = [f"{life_dir(state_dir).name}/", "journal/", "state/"]
+    assert disk.calls == ["life.json", "00000001.seg", "00000002.seg", *names]
     assert [record.seq for record in disk.records()] == [1, 2, 3]
     disk.calls.clear()
     syncer.sync_now()

@@ -7,11 +7,13 @@ import re
 import shutil
 import sqlite3
 import subprocess
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from postgres_rig import can_mount
 from rig import SERVE, Gateway, Simulator, StartGateway, ask, chat, eventually, free_port, providers
 
 pytestmark = pytest.mark.system
@@ -122,15 +124,88 @@ def test_requests_wait_for_the_disk_and_end_as_ever(simulator: Simulator, gatewa
     assert "Traceback" not in said
 
 
-def test_a_state_directory_that_cannot_be_used_is_said_at_the_start(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+def serve(place: Path, state_dir: Path) -> subprocess.CompletedProcess[str]:
+    """A gateway that is expected to end by itself."""
     environment = {
-        "EDGEGW_STATE_DIR": str(tmp_path / "file" / "state"),
+        "EDGEGW_STATE_DIR": str(state_dir),
         "OPENAI_API_KEY": "sk-x",
         "PORT": str(free_port()),
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
-    ended = subprocess.run(SERVE, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=WAIT_S)
+    return subprocess.run(SERVE, env=environment, cwd=place, capture_output=True, text=True, timeout=WAIT_S)
+
+
+def test_a_state_directory_that_cannot_be_used_is_said_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ended = serve(tmp_path, tmp_path / "file" / "state")
     assert ended.returncode == 1
     assert "cannot use the state directory" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, with room for two segments and a half."""
+    if not can_mount():
+        pytest.skip("nothing can be mounted here")
+    place = tmp_path / "disk"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], check=True)
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_disk_without_room_ends_in_the_policy_until_it_has_some(
+    simulator: Simulator, gateway: StartGateway, small_disk: Path, tmp_path: Path
+) -> None:
+    wanted = settings(simulator, "drop", database_url=f"sqlite:///{tmp_path}/books.db")
+    wanted["server"] = {"state_dir": str(small_disk / "state")}
+    wanted["storage"]["journal"]["segment"] = "1MiB"
+    (small_disk / "ballast").write_bytes(bytes(1_400_000))  # one segment fits, the next does not
+    running = gateway(wanted)
+    told = eventually("trouble", lambda: journal(running), lambda told: told["state"] == "full", WAIT_S)
+    assert (told["reason"], told["ready"]) == ("the disk is full", True)
+    assert chat(running.url, "good").status == 200
+    eventually("it is dropped", lambda: journal(running), lambda told: told["dropped"] == 1, WAIT_S)
+    (small_disk / "ballast").unlink()
+    eventually("no trouble", lambda: journal(running), lambda told: told["state"] == "ok", WAIT_S)
+    assert chat(running.url, "good").status == 200
+    eventually("its row", lambda: rows_in(tmp_path / "books.db"), lambda found: found == ["complete"], WAIT_S)
+    code, said = running.stop()
+    assert code == 0
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_disk_that_becomes_read_only_ends_in_the_policy_also_for_workers_that_start_then(
+    simulator: Simulator, gateway: StartGateway, small_disk: Path, tmp_path: Path, policy: str
+) -> None:
+    """A file system with files open for writing cannot be made read-only, but another one can lie over it."""
+    wanted = settings(simulator, policy, database_url=f"sqlite:///{tmp_path}/books.db")
+    wanted["server"] = {"state_dir": str(small_disk / "state")}
+    wanted["storage"]["journal"]["segment"] = "1MiB"
+    running = gateway(wanted)
+    assert chat(running.url, "good").status == 200
+    eventually("its row", lambda: rows_in(tmp_path / "books.db"), lambda found: found == ["complete"], WAIT_S)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(small_disk / "state")], check=True)
+    try:
+        told = eventually("trouble", lambda: journal(running), lambda told: told["state"] == "failing", WAIT_S)
+        assert told["reason"] == "the disk is read-only"
+        assert chat(running.url, "good").status == (503 if policy == "refuse" else 200)
+    finally:
+        subprocess.run(["umount", str(small_disk / "state")], check=True)
+    eventually("no trouble", lambda: journal(running), lambda told: told["state"] == "ok", WAIT_S)
+    assert chat(running.url, "good").status == 200
+    eventually("its row", lambda: rows_in(tmp_path / "books.db"), lambda found: len(found) == 2, WAIT_S)
+    code, said = running.stop()
+    assert code == 0
+    assert "Traceback" not in said
+
+
+def test_a_read_only_disk_is_said_at_the_start(small_disk: Path, tmp_path: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    ended = serve(tmp_path, small_disk / "state")
+    assert ended.returncode == 1
+    assert "cannot use the state directory" in ended.stderr
+    assert "Read-only file system" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -49,6 +49,7 @@ LAYERS: dict[int, str] = {
         ledger.questions ledger.tables ledger.verify.__init__ ledger.verify.findings ledger.verify.rules
         content.__init__ content.record content.wire content.choice content.store content.answer
         telemetry.__init__ telemetry.names telemetry.seats telemetry.metrics telemetry.exposition telemetry.variables
+        telemetry.semconv telemetry.spans telemetry.otlp
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
     """,
@@ -60,13 +61,15 @@ LAYERS: dict[int, str] = {
         limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.replicas
         limits.redis.authority
         ledger.segment ledger.identity ledger.room ledger.life
-        ledger.journal ledger.durable ledger.syncing ledger.reader ledger.schema ledger.sqlite_file ledger.sqlite
+        ledger.journal ledger.durable ledger.syncing ledger.life_reader ledger.reader
+        ledger.schema ledger.sqlite_file ledger.sqlite
         ledger.sqlite_retention ledger.upkeep ledger.books
         ledger.verify.kept ledger.verify.lives ledger.verify.rows ledger.verify.verify
         ledger.shipper ledger.adoption ledger.rejected ledger.telling
         ledger.postgres.connection ledger.postgres.schema ledger.postgres.partitions ledger.postgres.store
         ledger.postgres.upkeep ledger.postgres.books
         content.files content.porter content.capture content.sqlite content.postgres content.place content.shipper
+        telemetry.export telemetry.collector telemetry.collector_grpc telemetry.console telemetry.tracing
         simulator.rules_file
     """,
     3: """
@@ -75,8 +78,8 @@ LAYERS: dict[int, str] = {
         simulator.server
     """,
     4: """
-        __main__ app cli cli_books cli_content cli_keys cli_options supervisor child doors worker demo show keys.command
-        content.command simulator.run
+        __main__ app cli cli_books cli_content cli_keys cli_migrate cli_options supervisor child doors worker demo show
+        healthcheck migrate keys.command content.command simulator.run
     """,
 }
 
@@ -112,7 +115,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "relay": ("leg", "http.watch"),  # a leg that streams
     # What is verified is the ledger: a package of its own, within it.
     "ledger.verify.findings": ("ledger.tables",),
-    "ledger.verify.rules": ("ledger.questions", "ledger.usage"),
+    "ledger.verify.rules": ("ledger.questions", "ledger.tables", "ledger.usage"),
     "ledger.verify.kept": ("ledger.life", "ledger.segment"),
     "ledger.verify.lives": ("ledger.books", "ledger.segment"),
     "ledger.verify.rows": ("ledger.books",),
@@ -132,6 +135,12 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "routing": ("pattern",),
     "telemetry.variables": ("trace",),  # one of them is the sampler
     "telemetry.metrics": ("ledger.record",),  # what it adds up
+    "telemetry.collector": (
+        "http.dial",
+        "http.upstream",
+        "http.upstream_connection",
+    ),  # over connections of our own
+    "telemetry.spans": ("ledger.record", "trace"),  # told of records
     "prices": ("ledger.record", "pattern", "price_table"),  # of an attempt as it stands in the books
     "limits.rules": ("pattern",),
     "limits.redis.absence": ("limits.bucket", "limits.meter"),  # the same shapes and words, counted elsewhere
@@ -149,16 +158,24 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "worker": ("child",),
     "supervisor": ("child", "doors"),
     "demo": ("show",),  # ends with the rows, as `edgegw attempts` prints them
-    "cli": ("app", "cli_books", "cli_content", "cli_keys", "cli_options", "demo", "simulator.run"),
+    "cli": (
+        *("app", "cli_books", "cli_content", "cli_keys", "cli_migrate", "cli_options", "demo", "healthcheck"),
+        "simulator.run",
+    ),
     "cli_content": ("cli_options", "content.command", "show"),
     "cli_books": ("cli_options", "show"),
     "cli_keys": ("cli_options", "keys.command"),
+    "cli_migrate": ("cli_options", "migrate"),
+    "cli_options": ("healthcheck",),  # where the settings have the admin port, as a URL
     "__main__": ("cli",),
 }
 
 # Own modules imported inside functions: the command line starts fast because a command loads only what it needs.
 # What the control process is made of only when it is configured.
-LAZY = {"content.place", "keys.place", "cli", "cli_books", "cli_content", "cli_keys", "cli_options", "app"}
+LAZY = {
+    *("content.place", "keys.place", "cli", "cli_books", "cli_content", "cli_keys", "cli_migrate", "cli_options"),
+    *("migrate", "app"),
+}
 
 # What layers 0 and 1 must not have: clock, dice and bytes are arguments.
 IMPURE = {
@@ -181,11 +198,12 @@ MAY_READ_FILES = {
 # Outside libraries and where they may be. Another module is another place that has to know a library's exceptions.
 EVERYWHERE = {"msgspec"}
 LIBRARIES: dict[str, set[str]] = {
-    "asyncpg": {"ledger.postgres.connection", "ledger.postgres.schema"},
-    "click": {"cli", "cli_books", "cli_content", "cli_keys", "cli_options"},
+    "asyncpg": {"ledger.postgres.connection", "ledger.postgres.partitions", "ledger.postgres.schema"},
+    "click": {"cli", "cli_books", "cli_content", "cli_keys", "cli_migrate", "cli_options"},
     "hiredis": {"limits.redis.connection"},
     "httptools": {"http.connection", "http.response", "simulator.server"},
     "orjson": {"gateway", "control.admin"},
+    "opentelemetry": {"telemetry.collector_grpc"},
     "uvloop": {"app", "simulator.run"},
     "yaml": {"settings.document", "simulator.rules_file"},
 }

@@ -232,6 +232,7 @@ def test_all_that_the_environment_can_say(empty: Path) -> None:
             "OPENAI_BASE_URL": "http://127.0.0.1:9/v1/",
             "ANTHROPIC_BASE_URL": "https://eu.example.com",
             "PORT": "81",
+            "EDGEGW_ADMIN_HOST": "0.0.0.0",
             "EDGEGW_ADMIN_PORT": "82",
             "EDGEGW_WORKERS": "3",
             "EDGEGW_STATE_DIR": "/s",
@@ -247,7 +248,7 @@ def test_all_that_the_environment_can_say(empty: Path) -> None:
     assert settings.default == RouteSettings(("openai/gpt-5-mini", "anthropic/claude-haiku-4-5"))
     assert list(settings.models) == ["gpt-*", "o1*", "o3*", "o4*", "claude-*"]
     assert settings.server.listen == Address("127.0.0.1", 81)
-    assert settings.server.admin == Address("127.0.0.1", 82)
+    assert settings.server.admin == Address("0.0.0.0", 82)
     assert (settings.server.workers, settings.server.state_dir) == (3, "/s")
     assert settings.limits.tokens_per_minute == 77
     assert settings.sqlite_path == "rows.db"

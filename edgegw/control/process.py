@@ -27,10 +27,13 @@ from edgegw.ledger.store import Store
 from edgegw.ledger.syncing import Syncer
 from edgegw.ledger.upkeep import Upkeeper
 from edgegw.limits.memory_file import MemoryFile
+from edgegw.telemetry.tracing import Tracing
 
 # For shipping what the workers left; what is not shipped by then is shipped at the next start.
 SHIP_TIMEOUT_S = 10.0
 CONTENT_TIMEOUT_S = 2.0
+# For the last spans; what is not exported by then is dropped.
+EXPORT_TIMEOUT_S = 5.0
 
 logger = logging.getLogger("edgegw.control")
 
@@ -67,6 +70,7 @@ class ControlProcess:
     contents: ContentShipper
     admin: Server
     keys: KeyFeed | None  # None: nobody needs a key
+    tracing: Tracing | None  # None: nobody wants to see requests
     workers_wanted: int
 
     async def run(self, admin: socket.socket, lifeline_fd: int, ready: Any) -> int:
@@ -80,6 +84,8 @@ class ControlProcess:
             await self.shared.start()
         await self.channel.start()
         await self.admin.listen(admin)
+        if self.tracing is not None:
+            self.tracing.start()
         shipping = loop.create_task(self.shipper.run())
         shipping.add_done_callback(lambda _: told_to_go.set())
         adopting = None if self.adoption is None else loop.create_task(self.adoption.run())
@@ -107,6 +113,8 @@ class ControlProcess:
         else:
             await self.shipper.stop(SHIP_TIMEOUT_S)
         await self.contents.stop(CONTENT_TIMEOUT_S)
+        if self.tracing is not None:
+            await self.tracing.stop(EXPORT_TIMEOUT_S)
         if feeding is not None:
             code = await _end(feeding) or code
         if adopting is not None:

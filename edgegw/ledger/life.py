@@ -1,7 +1,7 @@
 """One life of a worker on disk: its directory, locked for as long as the worker lives, and its mapped segments.
 
     state_dir/journal/<slot>-<pid>-<nanoseconds>/       one directory per life
-        life.json                                       who writes here; locked (flock)
+        life.json                                       who writes here, and the salt of its checksums; locked (flock)
         00000001.seg, 00000002.seg, …                   see segment.py
 
 The lock is how a reader knows that a life is over: the kernel drops it with the process, whatever its pid is reused
@@ -114,7 +114,8 @@ def open_life(state_dir: Path, slot: int, pid: int, wall_ns: int) -> Life:
     try:
         lock_fd = os.open(opening / LIFE_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        about = {"format": segment.FORMAT, "slot": slot, "pid": pid, "opened_ns": wall_ns}
+        salt = int.from_bytes(os.urandom(4), "little")
+        about = {"format": segment.FORMAT, "slot": slot, "pid": pid, "opened_ns": wall_ns, "salt": salt}
         os.write(lock_fd, json.dumps(about).encode() + b"\n")
         directory = root / name
         opening.rename(directory)
@@ -123,7 +124,7 @@ def open_life(state_dir: Path, slot: int, pid: int, wall_ns: int) -> Life:
             os.close(lock_fd)
         shutil.rmtree(opening, ignore_errors=True)
         raise
-    return Life(directory, lock_fd, int.from_bytes(os.urandom(4), "little"))
+    return Life(directory, lock_fd, salt)
 
 
 def datasync(fd: int) -> None:

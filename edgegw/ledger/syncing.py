@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from edgegw.ledger.life import JOURNAL_DIR, LIFE_NAME, datasync, sync_directory
+from edgegw.ledger.life import JOURNAL_DIR, LIFE_FILE, LIFE_NAME, datasync, sync_directory
 from edgegw.ledger.room import Trouble, trouble_of
 from edgegw.ledger.segment import HEADER_BYTES, read_header, segment_index, segment_name
 
@@ -72,6 +72,9 @@ class Syncer:
             del self._known[name]
             self._done.pop(name, None)
         new = lives - self._known.keys()
+        for name in new:
+            with suppress(FileNotFoundError):
+                self._sync_segment(self._root / name / LIFE_FILE, known=False)
         for name in lives:
             with suppress(FileNotFoundError):  # shipped and deleted meanwhile
                 self._sync_life(name)
@@ -85,14 +88,14 @@ class Syncer:
         found = {index for index in map(segment_index, os.listdir(directory)) if index > self._done.get(name, 0)}
         for index in sorted(found):
             with suppress(FileNotFoundError):
-                if self._sync_segment(directory / segment_name(index), index in known):
+                if self._sync_segment(directory / segment_name(index), known=index in known):
                     self._done[name] = index
         if found - known:
             sync_directory(directory)
             self._known[name] = found
 
-    def _sync_segment(self, path: Path, known: bool) -> bool:
-        """True when it is sealed, and so will not have to be synced again."""
+    def _sync_segment(self, path: Path, *, known: bool) -> bool:
+        """True when it is a sealed segment, and so will not have to be synced again."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             head = os.pread(fd, HEADER_BYTES + len(_NO_RECORD), 0)

@@ -54,6 +54,11 @@ class PostgresAddress(Struct, frozen=True, kw_only=True):
         files = {name: getattr(self, name) for name in _FILES}
         return {"sslmode": self.sslmode, **{name: path for name, path in files.items() if path}}
 
+    @property
+    def place(self) -> str:
+        """Host, port and name, for messages."""
+        return f"{_authority(self)}/{self.database}"
+
     def __str__(self) -> str:
         """The URL, complete with defaults, without its credentials."""
         return _written(self)
@@ -180,7 +185,7 @@ def _seconds(text: str) -> int:
 def _written(address: PostgresAddress) -> str:
     userinfo = "***@" if address.username or address.password else ""
     socket = [f"host={quote(host)}&port={port}" for host, port in address.hosts if host.startswith("/")]
-    hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in address.hosts)
+    authority = userinfo if socket else userinfo + _authority(address)
     options = [
         *socket,
         *(f"{name}={quote(value)}" for name, value in address.tls_options.items()),
@@ -188,7 +193,15 @@ def _written(address: PostgresAddress) -> str:
         f"application_name={quote(address.application_name)}",
         f"connect_timeout={address.connect_timeout_s}",
     ]
-    return f"postgresql://{userinfo}{'' if socket else hosts}/{quote(address.database)}?{'&'.join(options)}"
+    return f"postgresql://{authority}/{quote(address.database)}?{'&'.join(options)}"
+
+
+def _authority(address: PostgresAddress) -> str:
+    return ",".join(f"{_bracketed(host)}:{port}" for host, port in address.hosts)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("/") else host
 
 
 def _scheme(text: str) -> str:

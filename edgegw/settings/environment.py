@@ -12,7 +12,7 @@ from typing import Literal
 from msgspec import Struct
 
 from edgegw.settings.mistakes import Mistake, NoProviderError
-from edgegw.settings.model import ServerSettings
+from edgegw.settings.model import Address, ServerSettings
 from edgegw.settings.tree import Entry, MappingNode, Node, Place, Scalar, SequenceNode
 
 SOURCE = "environment"
@@ -32,7 +32,8 @@ class Variable(Struct, frozen=True):
 VARIABLES = (
     Variable("EDGEGW_HOST", ("server", "listen"), "The address to serve clients on.", "host", "overrides"),
     Variable("PORT", ("server", "listen"), "The port clients are served on.", "port", "overrides"),
-    Variable("EDGEGW_ADMIN_PORT", ("server", "admin"), "The port of probes and metrics.", "port"),
+    Variable("EDGEGW_ADMIN_HOST", ("server", "admin"), "The address of probes and metrics.", "host", "overrides"),
+    Variable("EDGEGW_ADMIN_PORT", ("server", "admin"), "The port of probes and metrics.", "port", "overrides"),
     Variable("EDGEGW_WORKERS", ("server", "workers"), "Worker processes, or auto."),
     Variable(
         "EDGEGW_STATE_DIR", ("server", "state_dir"), "Where journal and rows are kept.", beside_a_file="overrides"
@@ -87,6 +88,12 @@ def document(environ: Mapping[str, str]) -> MappingNode:
         }
     )
     return _with(root, VARIABLES, environ)
+
+
+def admin_address(environ: Mapping[str, str]) -> Address:
+    """Where the admin port is as far as the variables say, for who cannot read the settings."""
+    default, port = ServerSettings().admin, environ.get("EDGEGW_ADMIN_PORT", "")
+    return Address(environ.get("EDGEGW_ADMIN_HOST") or default.host, int(port) if port.isdecimal() else default.port)
 
 
 def overridden(root: MappingNode, environ: Mapping[str, str]) -> MappingNode:

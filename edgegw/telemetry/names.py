@@ -271,6 +271,12 @@ REDIS_AWAY = Family("edgegw_redis_away", "gauge", "1 while limits are kept witho
 REDIS_ABSENCES = Family("edgegw_redis_absences_total", "counter", "How often Redis went away.")
 REDIS_REPLICAS = Family("edgegw_redis_replicas", "gauge", "Gateways that share the limits, lately seen, with this one.")
 
+TRACES_SENT = Family("edgegw_traces_sent_total", "counter", "Spans that were exported.")
+TRACES_WAITING = Family("edgegw_traces_waiting", "gauge", "Spans that wait to be exported.")
+TRACES_DROPPED = Family(
+    "edgegw_traces_dropped_total", "counter", "Spans that were not exported, by the reason for it.", ("reason",)
+)
+
 # What a worker calls its gauges in its vitals, and what they are called outside; `worker` is its slot. A gauge that is
 # not in here is exposed all the same, as edgegw_worker_NAME.
 WORKER_LABELS = ("worker",)

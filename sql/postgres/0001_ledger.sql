@@ -6,7 +6,7 @@
 --
 -- Ids are UUIDv7, whose order is the start of the request. So a day is a range of ids: both large tables are partitioned
 -- by it, and the primary key stays the id alone. The gateway makes a day's partitions before they are needed; who asks for
--- a time asks for `id >= edgegw_first_id(time)`, and other days are not looked at.
+-- a time asks for `id >= first_request_id(time)`, and other days are not looked at.
 
 CREATE TABLE requests (
     id                 uuid    NOT NULL PRIMARY KEY,
@@ -204,8 +204,8 @@ COMMENT ON COLUMN api_keys.acts_for IS 'A JSON list of tenants, * for any';
 COMMENT ON COLUMN api_keys.limits IS 'A JSON object of measures and numbers';
 
 -- The smallest id of a request that started at a moment, or later.
-CREATE FUNCTION edgegw_first_id(moment timestamptz) RETURNS uuid
+CREATE FUNCTION first_request_id(moment timestamptz) RETURNS uuid
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN (lpad(to_hex(floor(extract(epoch FROM moment) * 1000)::bigint), 12, '0') || '00000000000000000000')::uuid;
 
-COMMENT ON FUNCTION edgegw_first_id IS 'The smallest id of a request that started then or later';
+COMMENT ON FUNCTION first_request_id IS 'The smallest id of a request that started then or later';

@@ -69,14 +69,14 @@ class Postgres:
                 raise
             except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
                 self._give_up()
-                raise _meant(error)(f"{self._name}: {_words(error)}") from error
+                raise _meant(error)(f"PostgreSQL {self._address.place}: {_words(error)}") from error
             except (OSError, TimeoutError) as error:
                 self._give_up()
-                raise StoreError(f"{self._name}: {_words(error)}") from error
+                raise StoreError(f"PostgreSQL {self._address.place}: {_words(error)}") from error
             except (ValueError, OverflowError) as error:
                 # What asyncpg could not encode.
                 self._give_up()
-                raise RejectedError(f"{self._name}: {error}") from error
+                raise RejectedError(f"PostgreSQL {self._address.place}: {error}") from error
             except BaseException:
                 self._give_up()
                 raise
@@ -91,11 +91,6 @@ class Postgres:
                 await session.close(timeout=CLOSE_TIMEOUT_S)
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
                 session.terminate()
-
-    @property
-    def _name(self) -> str:
-        hosts = ",".join(f"{host}:{port}" for host, port in self._address.hosts)
-        return f"PostgreSQL {hosts}/{self._address.database}"
 
     async def _connected(self) -> Session:
         if self._session is not None and not self._session.is_closed():

@@ -16,6 +16,7 @@ DAYS_AROUND_MAX = 400
 _MS_PER_DAY = 86_400_000
 _NS_PER_DAY = _MS_PER_DAY * 1_000_000
 _EPOCH = date(1970, 1, 1)
+_PREFIX = re.compile(r"[0-9a-fA-F]{8}")
 _NAME = re.compile(r"(?:requests|provider_attempts)_([0-9]{4})([0-9]{2})([0-9]{2})")
 
 
@@ -29,8 +30,8 @@ def days_of(ids: Iterable[str]) -> set[int]:
     # The first 8 digits tell the time to 65 s; there are few of them in a batch.
     days: set[int] = set()
     for prefix in {id_[:8] for id_ in ids}:
-        if len(prefix) < 8:
-            raise ValueError(f"{prefix!r} is no id")
+        if not _PREFIX.fullmatch(prefix):
+            raise ValueError(f"{prefix!r} begins no id")
         first_ms = int(prefix, 16) << 16
         days.add(first_ms // _MS_PER_DAY)
         days.add((first_ms + 0xFFFF) // _MS_PER_DAY)

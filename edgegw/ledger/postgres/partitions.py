@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import asyncpg
+
 from edgegw.ledger.postgres.connection import BEGIN, COMMAND_TIMEOUT_S, Session
 from edgegw.ledger.postgres.days import TABLES, bounds, day_of_partition, partition_of
 from edgegw.ledger.postgres.schema import LOCK_PARTITIONS
+from edgegw.ledger.store import StoreError
 
 # A long query of somebody else must not keep a gateway from trying again with a fresh look.
 LOCK_TIMEOUT_S = 3
@@ -38,36 +41,51 @@ async def days_there(session: Session) -> set[int]:
 
 
 async def make_days(session: Session, days: Iterable[int]) -> None:
-    """The partitions of these days, those that are not there."""
+    """The partitions of these days, those that are not there. Raises StoreError where the role may not."""
     for day in sorted(days):
-        await session.execute(f"{BEGIN}; SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
-        await session.execute(f"SELECT pg_advisory_xact_lock({LOCK_PARTITIONS})")
-        there = {row["relname"] for row in await session.fetch(_ATTACHED)}
-        first, end = bounds(day)
-        for table in TABLES:
-            name = partition_of(table, day)
-            if name not in there:
-                await session.execute(
-                    f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL); "
-                    f"ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ('{first}') TO ('{end}')"
-                )
-        await session.execute("COMMIT")
+        try:
+            await _make_day(session, day)
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise StoreError(
+                f"{error}: there is no {partition_of('requests', day)}, and this role may not make it; run `edgegw "
+                "migrate up` once a day with one that may"
+            ) from error
+
+
+async def _make_day(session: Session, day: int) -> None:
+    await session.execute(f"{BEGIN}; SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
+    await session.execute(f"SELECT pg_advisory_xact_lock({LOCK_PARTITIONS})")
+    there = {row["relname"] for row in await session.fetch(_ATTACHED)}
+    first, end = bounds(day)
+    for table in TABLES:
+        name = partition_of(table, day)
+        if name not in there:
+            await session.execute(
+                f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL); "
+                f"ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ('{first}') TO ('{end}')"
+            )
+    await session.execute("COMMIT")
+
+
+async def days_to_drop(session: Session, first_kept: int) -> bool:
+    """Whether there are partitions of earlier days, or what was left of such."""
+    attached = [day_of_partition(row["relname"]) for row in await session.fetch(_ATTACHED)]
+    return any(day is not None and day < first_kept for day in attached) or bool(await session.fetch(_DOOMED))
 
 
 async def drop_days_before(session: Session, first_kept: int) -> list[str]:
-    """Drop the partitions of all earlier days; their names. Goes on where it, or another gateway, was interrupted."""
-    for row in await session.fetch(_ATTACHED):
-        day = day_of_partition(row["relname"])
+    """Drop the partitions of all earlier days; their names. Goes on where somebody was interrupted. Nobody else may be
+    at it: two who detach get into each other's way."""
+    for row in await session.fetch(f"{_ATTACHED} ORDER BY NOT i.inhdetachpending, c.relname"):
+        name = row["relname"]
+        day = day_of_partition(name)
         if day is not None and day < first_kept:
-            await _detach(session, row["relname"], pending=row["inhdetachpending"])
+            how = "FINALIZE" if row["inhdetachpending"] else "CONCURRENTLY"
+            await session.execute(f"COMMENT ON TABLE {name} IS '{DOOMED}'")
+            await session.execute(
+                f"ALTER TABLE {name.rpartition('_')[0]} DETACH PARTITION {name} {how}", timeout=DETACH_TIMEOUT_S
+            )
     dropped = [str(row["relname"]) for row in await session.fetch(_DOOMED)]
     for name in dropped:
         await session.execute(f"DROP TABLE IF EXISTS {name}", timeout=COMMAND_TIMEOUT_S)
     return dropped
-
-
-async def _detach(session: Session, name: str, *, pending: bool) -> None:
-    table = name.rpartition("_")[0]
-    await session.execute(f"COMMENT ON TABLE {name} IS '{DOOMED}'")
-    how = "FINALIZE" if pending else "CONCURRENTLY"
-    await session.execute(f"ALTER TABLE {table} DETACH PARTITION {name} {how}", timeout=DETACH_TIMEOUT_S)

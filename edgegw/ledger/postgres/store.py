@@ -169,7 +169,10 @@ class PostgresStore:
 
 
 def _days_of(batch: Batch) -> set[int]:
-    return days_of([row.id for row in batch.requests] + [row.request_id for row in batch.attempts])
+    try:
+        return days_of([row.id for row in batch.requests] + [row.request_id for row in batch.attempts])
+    except ValueError as error:
+        raise RejectedError(str(error)) from error
 
 
 def _staging(name: str, table: str, columns: tuple[str, ...]) -> str:

@@ -11,8 +11,8 @@ import logging
 from edgegw.clock import Clock
 from edgegw.ledger.postgres.connection import BEGIN, Postgres, Session
 from edgegw.ledger.postgres.days import day_of_ns
-from edgegw.ledger.postgres.partitions import days_there, drop_days_before, make_days
-from edgegw.ledger.postgres.schema import LOCK_COMPACT, migrate
+from edgegw.ledger.postgres.partitions import days_there, days_to_drop, drop_days_before, make_days
+from edgegw.ledger.postgres.schema import LOCK_COMPACT, LOCK_RETENTION, migrate
 from edgegw.ledger.record import INTEGER_MAX
 from edgegw.ledger.schema import Migration
 from edgegw.ledger.usage import SUMS, UsageKey
@@ -25,13 +25,22 @@ COMPACT_AFTER_HOURS = 2
 _NS_PER_HOUR = 3_600_000_000_000
 
 _KEY = ", ".join(UsageKey._fields)
+_BEHIND_HOUR = ", ".join(UsageKey._fields[1:])
 _LOCK = f"""
 SELECT count(*) FROM (
     SELECT 1 FROM usage_hours WHERE hour < $1 AND journal <> '' ORDER BY {_KEY}, journal FOR UPDATE
 ) locked
 """
+# Into their hour, and into their day: usage_days is what the merged lines come to (sql/postgres/0003).
 _MERGE = f"""
-WITH taken AS (DELETE FROM usage_hours WHERE hour < $1 AND journal <> '' RETURNING *)
+WITH taken AS (DELETE FROM usage_hours WHERE hour < $1 AND journal <> '' RETURNING *),
+days AS (
+    INSERT INTO usage_days (day, {_BEHIND_HOUR}, {", ".join(SUMS)})
+    SELECT hour / 24, {_BEHIND_HOUR}, {", ".join(f"least(sum({name}), {INTEGER_MAX})::bigint" for name in SUMS)}
+      FROM taken GROUP BY hour / 24, {_BEHIND_HOUR}
+    ON CONFLICT (day, {_BEHIND_HOUR}) DO UPDATE SET
+    {", ".join(f"{n} = least(usage_days.{n}::numeric + excluded.{n}, {INTEGER_MAX})::bigint" for n in SUMS)}
+)
 INSERT INTO usage_hours ({_KEY}, journal, {", ".join(SUMS)})
 SELECT {_KEY}, '', {", ".join(f"least(sum({name}), {INTEGER_MAX})::bigint" for name in SUMS)}
   FROM taken GROUP BY {_KEY}
@@ -49,6 +58,7 @@ class PostgresUpkeep:
         self, address: PostgresAddress, known: tuple[Migration, ...], clock: Clock, retention_s: float | None
     ) -> None:
         self._postgres = Postgres(address, self._opened)
+        self._claim = Postgres(address)
         self._known = known
         self._clock = clock
         self._retention_ns = None if retention_s is None else int(retention_s * 1e9)
@@ -59,6 +69,7 @@ class PostgresUpkeep:
             await self._postgres.run(lambda session: self._keep(session, now_ns))
         finally:
             await self._postgres.close()
+            await self._claim.close()
 
     async def _opened(self, session: Session) -> None:
         await migrate(session, self._known, self._clock.wall_ns())
@@ -74,14 +85,24 @@ class PostgresUpkeep:
         """Whole days: a row may become a day older than `storage.retention`."""
         kept_since_ns = first_kept * 24 * _NS_PER_HOUR
         await session.execute("UPDATE retention SET kept_since_ns = $1 WHERE kept_since_ns < $1", kept_since_ns)
-        dropped = await drop_days_before(session, first_kept)
-        if dropped:
-            _log.info("older than storage.retention, dropped: %s", ", ".join(sorted(dropped)))
+        if await days_to_drop(session, first_kept):
+            dropped = await self._claim.run(lambda claim: _drop_alone(claim, session, first_kept))
+            _log.info("older than storage.retention, dropped: %s", ", ".join(sorted(dropped)) or "by another gateway")
+
+
+async def _drop_alone(claim: Session, session: Session, first_kept: int) -> list[str]:
+    """What was dropped; nothing when another gateway is at it. A partition is detached outside of any transaction, so
+    the claim to do it is held by one over a second connection."""
+    await claim.execute(f"{BEGIN}; SET LOCAL idle_in_transaction_session_timeout = 0")
+    alone = await claim.fetchval(f"SELECT pg_try_advisory_xact_lock({LOCK_RETENTION})")
+    dropped = await drop_days_before(session, first_kept) if alone else []
+    await claim.execute("COMMIT")
+    return dropped
 
 
 async def compact(session: Session, before_hour: int) -> int:
-    """Merge the lines of earlier hours of all journals into those of journal ''; how many lines that took. 0 as well
-    when another gateway is at it."""
+    """Merge the lines of earlier hours of all journals into those of journal '', and into their days; how many lines
+    that took. 0 as well when another gateway is at it."""
     await session.execute(BEGIN)
     lines = 0
     if await session.fetchval(f"SELECT pg_try_advisory_xact_lock({LOCK_COMPACT})"):
