@@ -55,7 +55,7 @@ LAYERS: dict[int, str] = {
     """,
     2: """
         errand leg relay used channel channel_server process_figures
-        http.watch http.client_connection http.server http.dial http.upstream_connection http.upstream
+        http.watch http.uptake http.client_connection http.server http.dial http.upstream_connection http.upstream
         keys.making keys.sqlite keys.postgres keys.place keys.subscriber keys.feed
         limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
         limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.replicas
