@@ -397,7 +397,11 @@ def build_books(
     settings: Settings, clock: SystemClock, state_dir: Path
 ) -> tuple[SqliteStore | PostgresStore, list[Upkeep]]:
     """Where the rows go, and what is to be done there now and then."""
-    journal, retention_s = identity(state_dir), settings.storage.retention_s
+    try:
+        journal = identity(state_dir)
+    except OSError as error:
+        raise SystemExit(f"the state directory cannot be used: {error.strerror}") from None
+    retention_s = settings.storage.retention_s
     url = settings.postgres_url
     if url is None:
         durable = settings.storage.journal.sync != "none"

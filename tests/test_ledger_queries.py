@@ -8,6 +8,7 @@ import pytest
 
 from load import ledger_queries
 from load.ledger_queries import Asked
+from load.ledger_rows import DAYS, TENANTS, filled
 
 pytestmark = pytest.mark.system
 
@@ -16,7 +17,7 @@ ROWS = 50_000
 
 @pytest.fixture(scope="module")
 def asked() -> dict[str, Asked]:
-    with ledger_queries.filled(ROWS) as database:
+    with filled(ROWS) as database:
         found = asyncio.run(ledger_queries.ask(database, runs=3))
         assert database.value("SELECT count(*) FROM requests") == ROWS
         assert database.value("SELECT sum(requests) FROM usage_days") == ROWS
@@ -46,8 +47,8 @@ def test_each_question_has_its_index(asked: dict[str, Asked]) -> None:
 
 def test_the_rows_are_there_that_are_asked_for(asked: dict[str, Asked]) -> None:
     rows = {name: each.rows for name, each in asked.items()}
-    assert rows["usage --by tenant, a month"] == ledger_queries.TENANTS
-    assert (rows["usage --by day, a month"], rows["usage --by hour, a day"]) == (ledger_queries.DAYS, 24)
+    assert rows["usage --by tenant, a month"] == TENANTS
+    assert (rows["usage --by day, a month"], rows["usage --by hour, a day"]) == (DAYS, 24)
     assert (rows["requests"], rows["requests --request"], rows["requests --tenant (none)"]) == (20, 1, 0)
     assert rows["requests --session"] > 0
     table = list(ledger_queries.lines(list(asked.values())))
