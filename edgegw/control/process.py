@@ -17,6 +17,7 @@ from edgegw.channel_server import ChannelServer
 from edgegw.content.shipper import ContentShipper
 from edgegw.control.admin import Readiness
 from edgegw.control.journals import Journals
+from edgegw.control.pulse import Pulse
 from edgegw.http.server import Server
 from edgegw.http.watch import Watch
 from edgegw.keys.feed import KeyFeed
@@ -56,6 +57,7 @@ class ControlProcess:
     """What the control process is made of."""
 
     watch: Watch
+    pulse: Pulse
     channel: ChannelServer
     memory: MemoryFile | None
     shared: SharedLimits | None
@@ -89,6 +91,7 @@ class ControlProcess:
         adopting = None if self.adoption is None else loop.create_task(self.adoption.run())
         syncing = None if self.syncer is None else loop.create_task(self.syncer.run())
         keeping = loop.create_task(self.upkeeper.run())
+        beating = loop.create_task(self.pulse.run())
         self.contents.start()
         remembering = None if self.memory is None else loop.create_task(self.memory.run())
         feeding = loop.create_task(self.keys.run()) if self.keys is not None else None
@@ -97,6 +100,7 @@ class ControlProcess:
         ready()
         await told_to_go.wait()
         keeping.cancel()
+        beating.cancel()
         if remembering is not None:
             remembering.cancel()
         if adopting is not None:
