@@ -77,35 +77,28 @@ class _Answer:
             self.over.set_exception(fault)
 
 
-class HttpCollector:
-    """Certificates are read when the first connection is made, and again after TLS has failed: they may come late, and
-    be renewed."""
+class OtlpHttp:
+    """Sends messages of any signal. Certificates are read when the first connection is made, and again after TLS has
+    failed: they may come late, and be renewed."""
 
-    def __init__(self, otlp: Otlp, proxies: Proxies, wording: Wording, encoder: Encoder, clock: Clock) -> None:
+    def __init__(self, otlp: Otlp, proxies: Proxies, clock: Clock) -> None:
         url = urlsplit(otlp.url)
         self._origin = _Origin(url.scheme, url.hostname or "", url.port or _PORTS[url.scheme])
         self._otlp = otlp
         self._proxies = proxies
         self._clock = clock
         self._pool: Pool | None = None
-        self._wording = wording
-        self._encoder = encoder
         target = (url.path or "/") + (f"?{url.query}" if url.query else "")
         self._head = _head(otlp, url.netloc.rpartition("@")[2], target)
 
-    async def pack(self, batch: Sequence[Told]) -> bytes:
-        span, spans_of = self._encoder.span, self._wording.spans_of
-        encoded: list[bytes] = []
-        for start in range(0, len(batch), SLICE):
-            for told in batch[start : start + SLICE]:
-                encoded += map(span, spans_of(told))
-            await asyncio.sleep(0)
-        body = self._encoder.request(encoded)
+    async def request(self, body: bytes) -> bytes:
+        """What `post` sends of a message."""
         if self._otlp.gzip:
             body = await _zipped(body)
         return self._head % len(body) + body
 
     async def post(self, packed: bytes) -> int:
+        """How much of it was not taken. Raises AwayError or RefusedError."""
         pool = self._pool = self._pool or self._connected()
         answer, timeout_s = _Answer(), self._otlp.timeout_s
         connection: Connection | None = None
@@ -146,6 +139,24 @@ class HttpCollector:
             after_s = retry_after_s(answer.headers, self._clock.wall_ns() / 1e9)
             raise AwayError(f"the collector answered {answer.status}", after_s)
         raise RefusedError(f"the collector answered {answer.status}")
+
+
+class HttpCollector(OtlpHttp):
+    """Sends spans."""
+
+    def __init__(self, otlp: Otlp, proxies: Proxies, wording: Wording, encoder: Encoder, clock: Clock) -> None:
+        super().__init__(otlp, proxies, clock)
+        self._wording = wording
+        self._encoder = encoder
+
+    async def pack(self, batch: Sequence[Told]) -> bytes:
+        span, spans_of = self._encoder.span, self._wording.spans_of
+        encoded: list[bytes] = []
+        for start in range(0, len(batch), SLICE):
+            for told in batch[start : start + SLICE]:
+                encoded += map(span, spans_of(told))
+            await asyncio.sleep(0)
+        return await self.request(self._encoder.request(encoded))
 
 
 async def _zipped(body: bytes) -> bytes:
