@@ -383,10 +383,7 @@ def build_collector(wanted: variables.TraceSettings, wording: Wording, clock: Sy
         from edgegw.telemetry.otlp import Encoder
 
         proxies = Proxies.from_environment(os.environ)
-        try:
-            return HttpCollector(wanted.otlp, proxies, wording, Encoder(*about), clock)
-        except ValueError as error:
-            raise SystemExit(f"OTEL_EXPORTER_OTLP_ENDPOINT: {error}") from None
+        return HttpCollector(wanted.otlp, proxies, wording, Encoder(*about), clock)
     try:
         from edgegw.telemetry.collector_grpc import GrpcCollector, ReadableSpans
     except ModuleNotFoundError as error:
