@@ -94,6 +94,7 @@ from edgegw.worker import Worker
 if TYPE_CHECKING:
     from edgegw.ledger.postgres.store import PostgresStore
     from edgegw.limits.redis.authority import RedisAuthority
+    from edgegw.telemetry.metric_export import MetricExporter
 
 SETTINGS_HASH_DIGITS = 12
 STDOUT = 1
@@ -394,6 +395,29 @@ def build_collector(wanted: variables.TraceSettings, wording: Wording, clock: Sy
     return GrpcCollector(wanted.otlp, wording, ReadableSpans(*about))
 
 
+def build_metric_exporter(metrics: Metrics, clock: SystemClock, instance: str) -> MetricExporter | None:
+    """None: nobody wants metrics but from /metrics."""
+    wanted = variables.read_metrics(os.environ, instance)
+    for complaint in wanted.complaints:
+        logger.warning("%s", complaint)
+    if wanted.otlp is None:
+        return None
+    from edgegw.telemetry.collector import OtlpHttp
+    from edgegw.telemetry.metric_export import MetricExporter
+    from edgegw.telemetry.otlp_metrics import MetricEncoder
+
+    encoder = MetricEncoder(wanted.resource, semconv.SCOPE, __version__, semconv.SCHEMA_URL, clock.wall_ns())
+    try:
+        collector = OtlpHttp(wanted.otlp, Proxies.from_environment(os.environ), clock)
+    except ValueError as error:
+        raise SystemExit(f"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT: {error}") from None
+    exporter = MetricExporter(metrics, encoder, collector, clock, wanted.interval_s, wanted.timeout_s)
+    metrics.add(
+        {names.METRIC_EXPORTS: lambda: exporter.exports, names.METRIC_EXPORT_FAILURES: lambda: exporter.failures}
+    )
+    return exporter
+
+
 def tracing_figures(tracing: Tracing) -> dict[Family, Callable[[], Figure]]:
     return {
         names.TRACES_SENT: lambda: tracing.sent,
@@ -568,6 +592,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
         server,
         keys,
         tracing,
+        build_metric_exporter(metrics, clock, identity(state_dir)),
         settings.server.workers,
     )
     return control

@@ -49,7 +49,7 @@ LAYERS: dict[int, str] = {
         ledger.questions ledger.tables ledger.verify.__init__ ledger.verify.findings ledger.verify.rules
         content.__init__ content.record content.wire content.choice content.store content.answer
         telemetry.__init__ telemetry.names telemetry.seats telemetry.metrics telemetry.exposition telemetry.variables
-        telemetry.semconv telemetry.spans telemetry.otlp
+        telemetry.semconv telemetry.spans telemetry.otlp telemetry.otlp_metrics
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
     """,
@@ -70,6 +70,7 @@ LAYERS: dict[int, str] = {
         ledger.postgres.upkeep ledger.postgres.books
         content.files content.porter content.capture content.sqlite content.postgres content.place content.shipper
         telemetry.export telemetry.collector telemetry.collector_grpc telemetry.console telemetry.tracing
+        telemetry.metric_export
         simulator.rules_file
     """,
     3: """

@@ -77,10 +77,11 @@ class _Answer:
             self.over.set_exception(fault)
 
 
-class HttpCollector:
-    """Raises ValueError for certificates that cannot be used; it does not say what is in them."""
+class OtlpHttp:
+    """Sends messages of any signal. Raises ValueError for certificates that cannot be used; it does not say what is in
+    them."""
 
-    def __init__(self, otlp: Otlp, proxies: Proxies, wording: Wording, encoder: Encoder, clock: Clock) -> None:
+    def __init__(self, otlp: Otlp, proxies: Proxies, clock: Clock) -> None:
         url = urlsplit(otlp.url)
         origin = _Origin(url.scheme, url.hostname or "", url.port or _PORTS[url.scheme])
         tls = _tls(otlp) if url.scheme == "https" else None
@@ -91,25 +92,18 @@ class HttpCollector:
         self._wall_ns: Callable[[], int] = clock.wall_ns
         self._timeout_s = otlp.timeout_s
         self._gzip = otlp.gzip
-        self._wording = wording
-        self._encoder = encoder
         self._head = _head(
             otlp, url.netloc.rpartition("@")[2], (url.path or "/") + (f"?{url.query}" if url.query else "")
         )
 
-    async def pack(self, batch: Sequence[Told]) -> bytes:
-        span, spans_of = self._encoder.span, self._wording.spans_of
-        encoded: list[bytes] = []
-        for start in range(0, len(batch), SLICE):
-            for told in batch[start : start + SLICE]:
-                encoded += map(span, spans_of(told))
-            await asyncio.sleep(0)
-        body = self._encoder.request(encoded)
+    async def request(self, body: bytes) -> bytes:
+        """What `post` sends of a message."""
         if self._gzip:
             body = await _zipped(body)
         return self._head % len(body) + body
 
     async def post(self, packed: bytes) -> int:
+        """How much of it was not taken. Raises AwayError or RefusedError."""
         answer = _Answer()
         connection: Connection | None = None
         try:
@@ -137,6 +131,24 @@ class HttpCollector:
             after_s = retry_after_s(answer.headers, self._wall_ns() / 1e9)
             raise AwayError(f"the collector answered {answer.status}", after_s)
         raise RefusedError(f"the collector answered {answer.status}")
+
+
+class HttpCollector(OtlpHttp):
+    """Sends spans."""
+
+    def __init__(self, otlp: Otlp, proxies: Proxies, wording: Wording, encoder: Encoder, clock: Clock) -> None:
+        super().__init__(otlp, proxies, clock)
+        self._wording = wording
+        self._encoder = encoder
+
+    async def pack(self, batch: Sequence[Told]) -> bytes:
+        span, spans_of = self._encoder.span, self._wording.spans_of
+        encoded: list[bytes] = []
+        for start in range(0, len(batch), SLICE):
+            for told in batch[start : start + SLICE]:
+                encoded += map(span, spans_of(told))
+            await asyncio.sleep(0)
+        return await self.request(self._encoder.request(encoded))
 
 
 async def _zipped(body: bytes) -> bytes:
