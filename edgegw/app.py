@@ -12,9 +12,8 @@ import os
 import random
 import secrets
 import socket
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from edgegw import __version__, endpoints, supervisor
+from edgegw import __version__, endpoints, logs, supervisor
 from edgegw.access import Access, Doorkeeper
 from edgegw.attempts import Attempts, Upstream
 from edgegw.breaker import BreakerPolicy
@@ -64,6 +63,7 @@ from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
 from edgegw.ledger.sqlite_retention import SqliteRetention
 from edgegw.ledger.syncing import Syncer
+from edgegw.ledger.telling import Observer
 from edgegw.ledger.upkeep import Upkeep, Upkeeper
 from edgegw.leg import LegWaits
 from edgegw.limits import tally
@@ -72,6 +72,7 @@ from edgegw.limits.authority import MemoryAuthority
 from edgegw.limits.limiter import Limiter
 from edgegw.limits.memory_file import MemoryFile
 from edgegw.limits.rules import Rules
+from edgegw.logs import Log, Role
 from edgegw.price_table import shipped as shipped_prices
 from edgegw.prices import PriceList
 from edgegw.process_figures import cpu_s, resident_bytes
@@ -117,25 +118,33 @@ class SystemClock:
 
 def serve(settings: Settings, read_again: Callable[[], Settings]) -> int:
     """Runs the gateway until it is stopped; the exit code."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=os.environ.get("LOG_LEVEL", "INFO").upper(),
-        format="%(levelname)s %(name)s: %(message)s",
-    )
-    return supervisor.run(plan(settings, read_again))
+    wanted = logs.read(os.environ, terminal=os.isatty(STDOUT))
+    log = logs.start(wanted, STDOUT)
+    for complaint in wanted.complaints:
+        logger.warning("%s", complaint)
+    return supervisor.run(plan(settings, read_again, log))
 
 
-def plan(settings: Settings, read_again: Callable[[], Settings]) -> supervisor.Plan:
+def plan(settings: Settings, read_again: Callable[[], Settings], log: Log) -> supervisor.Plan:
     server = settings.server
+
+    def worker(slot: int, listening: socket.socket, lifeline: Lifeline) -> int:
+        log.role = Role("worker", slot)
+        return _run_worker(settings, slot, listening, lifeline)
+
+    def control(admin: socket.socket, channel: socket.socket, lifeline: Lifeline) -> int:
+        log.role = Role("control")
+        return _run_control(settings, admin, channel, lifeline, as_json=log.as_json)
+
     return supervisor.Plan(
         listen=(server.listen.host, server.listen.port),
         admin=(server.admin.host, server.admin.port),
         workers=server.workers,
         state_dir=server.state_dir,
         drain_timeout_s=server.drain_timeout_s,
-        worker=lambda slot, listening, lifeline: _run_worker(settings, slot, listening, lifeline),
-        control=lambda admin, channel, lifeline: _run_control(settings, admin, channel, lifeline),
-        reload=lambda: plan(read_again(), read_again),
+        worker=worker,
+        control=control,
+        reload=lambda: plan(read_again(), read_again, log),
     )
 
 
@@ -305,9 +314,11 @@ def build_upstreams(settings: Settings, rules: Rules, clock: SystemClock, outbox
 # -- the control process --
 
 
-def _run_control(settings: Settings, admin: socket.socket, channel: socket.socket, lifeline: Lifeline) -> int:
+def _run_control(
+    settings: Settings, admin: socket.socket, channel: socket.socket, lifeline: Lifeline, *, as_json: bool
+) -> int:
     async def main() -> int:
-        control = build_control(settings, channel, asyncio.get_running_loop())
+        control = build_control(settings, channel, asyncio.get_running_loop(), as_json=as_json)
         gc.collect()
         gc.freeze()
         return await control.run(admin, lifeline.fd, lifeline.ready)
@@ -347,7 +358,7 @@ def places(settings: Settings) -> dict[str, Place]:
     return {each.name: Place.of(each.name, each.kind, each.base_url) for each in settings.providers.values()}
 
 
-def build_tracing(settings: Settings, clock: SystemClock, instance: str) -> Tracing | None:
+def build_tracing(settings: Settings, clock: SystemClock, instance: str, *, as_json: bool) -> Tracing | None:
     """As OpenTelemetry's variables have it. A collector's client is loaded only when one is named."""
     wanted = variables.read(os.environ, instance)
     for complaint in wanted.complaints:
@@ -369,7 +380,11 @@ def build_tracing(settings: Settings, clock: SystemClock, instance: str) -> Trac
     if "otlp" in wanted.exporters:
         exporters.append(exporter(build_collector(wanted, Wording(places(settings)), clock), wanted.delay_s))
     if "console" in wanted.exporters:
-        exporters.append(exporter(Console(STDOUT), min(console.DELAY_S, wanted.delay_s)))
+        exporters.append(
+            exporter(
+                Console(STDOUT, console.json_line if as_json else console.line), min(console.DELAY_S, wanted.delay_s)
+            )
+        )
     if not exporters:
         return None
     slow_us = round(wanted.slow_s * 1e6)
@@ -383,10 +398,7 @@ def build_collector(wanted: variables.TraceSettings, wording: Wording, clock: Sy
         from edgegw.telemetry.otlp import Encoder
 
         proxies = Proxies.from_environment(os.environ)
-        try:
-            return HttpCollector(wanted.otlp, proxies, wording, Encoder(*about), clock)
-        except ValueError as error:
-            raise SystemExit(f"OTEL_EXPORTER_OTLP_ENDPOINT: {error}") from None
+        return HttpCollector(wanted.otlp, proxies, wording, Encoder(*about), clock)
     try:
         from edgegw.telemetry.collector_grpc import GrpcCollector, ReadableSpans
     except ModuleNotFoundError as error:
@@ -407,10 +419,7 @@ def build_metric_exporter(metrics: Metrics, clock: SystemClock, instance: str) -
     from edgegw.telemetry.otlp_metrics import MetricEncoder
 
     encoder = MetricEncoder(wanted.resource, semconv.SCOPE, __version__, semconv.SCHEMA_URL, clock.wall_ns())
-    try:
-        collector = OtlpHttp(wanted.otlp, Proxies.from_environment(os.environ), clock)
-    except ValueError as error:
-        raise SystemExit(f"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT: {error}") from None
+    collector = OtlpHttp(wanted.otlp, Proxies.from_environment(os.environ), clock)
     exporter = MetricExporter(metrics, encoder, collector, clock, wanted.interval_s, wanted.timeout_s)
     metrics.add(
         {names.METRIC_EXPORTS: lambda: exporter.exports, names.METRIC_EXPORT_FAILURES: lambda: exporter.failures}
@@ -451,7 +460,9 @@ def build_books(
     return store, [PostgresUpkeep(address, known, clock, retention_s)]
 
 
-def build_adoption(settings: Settings, clock: SystemClock, state_dir: Path, price: Price) -> Adoption | None:
+def build_adoption(
+    settings: Settings, clock: SystemClock, state_dir: Path, price: Price, observers: Sequence[Observer]
+) -> Adoption | None:
     """Who ships what gateways that are gone have left, into the database that is theirs and ours."""
     patterns, url = settings.storage.journal.adopt, settings.postgres_url
     if not patterns or url is None:
@@ -459,7 +470,11 @@ def build_adoption(settings: Settings, clock: SystemClock, state_dir: Path, pric
     from edgegw.ledger.postgres.store import PostgresStore  # build_books has seen that it is there
 
     address, known = parse_postgres(url.reveal()), migrations("postgres")
-    return Adoption(state_dir, patterns, lambda journal: PostgresStore(address, known, clock, journal), clock, price)
+
+    def store_for(journal: str) -> PostgresStore:
+        return PostgresStore(address, known, clock, journal)
+
+    return Adoption(state_dir, patterns, store_for, clock, price, observers)
 
 
 def adoption_figures(adoption: Adoption) -> dict[Family, Callable[[], Figure]]:
@@ -501,7 +516,10 @@ def process_figures(settings: Settings, clock: SystemClock, pulse: Pulse) -> dic
     }
 
 
-def build_control(settings: Settings, channel: socket.socket, loop: asyncio.AbstractEventLoop) -> ControlProcess:
+def build_control(
+    settings: Settings, channel: socket.socket, loop: asyncio.AbstractEventLoop, *, as_json: bool = False
+) -> ControlProcess:
+    """`as_json`: what stands on stdout is read by machines."""
     clock = SystemClock()
     watch = Watch(loop, clock.now)
     state_dir = Path(settings.server.state_dir)
@@ -517,7 +535,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     syncer = None if sync == "none" else Syncer(state_dir, settings.storage.journal.sync_interval_s)
     journals = Journals(channel_server, state_dir, settings.storage.journal, syncer)
     pulse = Pulse(clock)
-    tracing = build_tracing(settings, clock, identity(state_dir))
+    tracing = build_tracing(settings, clock, identity(state_dir), as_json=as_json)
     shipper: Shipper
     metrics = Metrics(
         {
@@ -556,9 +574,9 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     store, upkeeps = build_books(settings, clock, state_dir)
     prices = PriceList(settings.prices, settings.providers.values(), shipped_prices())
     upkeeper = Upkeeper(upkeeps, clock)
-    observers = [metrics.observe, *([] if tracing is None else [tracing.spans.observe])]
-    shipper = Shipper(state_dir, store, clock, prices.price, observers)
-    adoption = build_adoption(settings, clock, state_dir, prices.price)
+    traced: list[Observer] = [] if tracing is None else [tracing.spans.observe]
+    shipper = Shipper(state_dir, store, clock, prices.price, [metrics.observe, *traced])
+    adoption = build_adoption(settings, clock, state_dir, prices.price, traced)
     if adoption is not None:
         metrics.add(adoption_figures(adoption))
     contents = ContentShipper(

@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import gc
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from edgegw.app import build_control
 from edgegw.ledger.journal import Journal
 from edgegw.settings import load_text
 from load.journal import RECORDS_PER_EXCHANGE, exchanges, write
+from load.measure import resident_mib
 from load.processes import PostgresHouse
 from load.tables import table
 
@@ -78,14 +80,6 @@ def prepare(state_dir: Path, count: int) -> None:
 # -- the process that ships --
 
 
-def memory_mib(name: str) -> float:
-    """VmRSS, or VmHWM: the most it ever was."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) / 1024
-    raise LookupError(name)
-
-
 async def longest_turn(longest_s: list[float]) -> None:
     """How long the loop kept others waiting, at most."""
     while True:
@@ -114,7 +108,7 @@ async def ship(state_dir: Path, url: str) -> dict[str, float]:
         await control.store.read_checkpoint()  # connected, and its tables made
         longest_s = [0.0]
         looking = asyncio.create_task(longest_turn(longest_s))
-        before_mib, cpu_s, began_s = memory_mib("VmRSS"), time.process_time(), time.perf_counter()
+        before_mib, cpu_s, began_s = resident_mib(os.getpid()), time.process_time(), time.perf_counter()
         running = asyncio.create_task(control.shipper.run())
         await asyncio.sleep(0)
         await control.shipper.stop(DRAIN_TIMEOUT_S)
@@ -130,7 +124,7 @@ async def ship(state_dir: Path, url: str) -> dict[str, float]:
             "cpu_s": cpu_s,
             "loop_ms": longest_s[0] * 1e3,
             "rss_before_mib": before_mib,
-            "rss_peak_mib": memory_mib("VmHWM"),
+            "rss_peak_mib": resident_mib(os.getpid(), "VmHWM"),
         }
 
 

@@ -54,7 +54,7 @@ LAYERS: dict[int, str] = {
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
     """,
     2: """
-        errand leg relay used channel channel_server process_figures
+        errand leg relay used channel channel_server process_figures logs
         http.watch http.uptake http.client_connection http.server http.dial http.upstream_connection http.upstream
         keys.making keys.sqlite keys.postgres keys.place keys.subscriber keys.feed
         limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
@@ -141,6 +141,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
         "http.upstream",
         "http.upstream_connection",
     ),  # over connections of our own
+    "telemetry.console": ("logs",),  # lines in the shape of the log's
     "telemetry.spans": ("ledger.record", "trace"),  # told of records
     "prices": ("ledger.record", "pattern", "price_table"),  # of an attempt as it stands in the books
     "limits.rules": ("pattern",),

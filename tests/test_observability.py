@@ -135,8 +135,9 @@ def test_prometheus_runs_every_expression(simulator: Simulator, gateway: StartGa
     )
 
     def traffic() -> None:
-        for model in ("good", "bad", "saved"):
-            chat(running.url, model, stream=model != "bad", stream_options={"include_usage": True})
+        chat(running.url, "bad")
+        for model in ("good", "saved"):
+            chat(running.url, model, stream=True, stream_options={"include_usage": True})
         chat(running.url, "unheard-of")
 
     def up() -> bool:
@@ -166,7 +167,7 @@ def test_prometheus_runs_every_expression(simulator: Simulator, gateway: StartGa
             alerts = ask(url, "GET", "/api/v1/alerts").json["data"]["alerts"]
             return {alert["labels"]["alertname"] for alert in alerts}
 
-        expected = {"EdgegwBreakerOpen", "EdgegwErrorRatio"}
+        expected = {"EdgegwBreakerOpen", "EdgegwErrorRatio", "EdgegwUnpriced"}
         assert eventually("alerts", pending, lambda seen: seen >= expected, 20) == expected
         health = ask(url, "GET", "/api/v1/rules").json["data"]["groups"][0]["rules"]
         assert {rule["name"]: rule["lastError"] for rule in health if rule.get("lastError")} == {}
