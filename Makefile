@@ -57,7 +57,7 @@ bench: $(RUNTIME) $(PEERS)/.peers  ## CPU per request and per event against Envo
 
 .PHONY: prices
 prices: $(DEV)  ## make edgegw/providers/prices.json again, from the genai-prices of the lock (make lock UPGRADE=…)
-	@$(BIN)/python -m scripts.flatten_prices
+	@$(BIN)/python -m load.flatten_prices
 
 .PHONY: chaos
 chaos: $(DEV)  ## whether a row is lost, doubled or wrong, whatever dies: about 15 minutes (ARGS="--rounds 20 …")

@@ -14,15 +14,16 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvloop
 
-from edgegw import endpoints, supervisor
+from edgegw import __version__, endpoints, supervisor
 from edgegw.access import Access, Doorkeeper
 from edgegw.attempts import Attempts, Upstream
 from edgegw.breaker import BreakerPolicy
@@ -37,7 +38,9 @@ from edgegw.content.porter import Porter
 from edgegw.content.shipper import ContentShipper
 from edgegw.control.admin import Admin, admin_gate
 from edgegw.control.journals import Journals
+from edgegw.control.limit_figures import LimitFigures
 from edgegw.control.process import ControlProcess
+from edgegw.control.pulse import Pulse
 from edgegw.gateway import Gateway
 from edgegw.http.client_connection import Waits
 from edgegw.http.dial import Dialer, Resolver, tls_context
@@ -61,6 +64,7 @@ from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
 from edgegw.ledger.sqlite_retention import SqliteRetention
 from edgegw.ledger.syncing import Syncer
+from edgegw.ledger.telling import Observer
 from edgegw.ledger.upkeep import Upkeep, Upkeeper
 from edgegw.leg import LegWaits
 from edgegw.limits import tally
@@ -71,13 +75,19 @@ from edgegw.limits.memory_file import MemoryFile
 from edgegw.limits.rules import Rules
 from edgegw.price_table import shipped as shipped_prices
 from edgegw.prices import PriceList
+from edgegw.process_figures import cpu_s, resident_bytes
 from edgegw.providers import registry
 from edgegw.retry import RetryBudget
 from edgegw.routing import Router
 from edgegw.settings import ProviderSettings, Secret, ServerSettings, Settings, parse_postgres, parse_redis
-from edgegw.telemetry import names, variables
+from edgegw.settings.describe import describe
+from edgegw.telemetry import console, exposition, names, semconv, variables
+from edgegw.telemetry.console import Console
+from edgegw.telemetry.export import Destination, Exporter
 from edgegw.telemetry.metrics import Figure, Metrics
 from edgegw.telemetry.names import Family
+from edgegw.telemetry.spans import Place, Spans, Wording
+from edgegw.telemetry.tracing import Tracing
 from edgegw.tokens import TokenEstimator
 from edgegw.trace import Announcer
 from edgegw.worker import Worker
@@ -85,6 +95,11 @@ from edgegw.worker import Worker
 if TYPE_CHECKING:
     from edgegw.ledger.postgres.store import PostgresStore
     from edgegw.limits.redis.authority import RedisAuthority
+
+SETTINGS_HASH_DIGITS = 12
+STDOUT = 1
+
+logger = logging.getLogger("edgegw")
 
 # A worker makes hardly any cycles: looking for them often costs more than it finds.
 GC_THRESHOLDS = (50_000, 20, 100)
@@ -328,11 +343,72 @@ def redis_figures(authority: RedisAuthority) -> dict[Family, Callable[[], Figure
     }
 
 
+def places(settings: Settings) -> dict[str, Place]:
+    return {each.name: Place.of(each.name, each.kind, each.base_url) for each in settings.providers.values()}
+
+
+def build_tracing(settings: Settings, clock: SystemClock, instance: str) -> Tracing | None:
+    """As OpenTelemetry's variables have it. A collector's client is loaded only when one is named."""
+    wanted = variables.read(os.environ, instance)
+    for complaint in wanted.complaints:
+        logger.warning("%s", complaint)
+    dice = random.Random(secrets.randbits(64)).random
+
+    def exporter(destination: Destination, delay_s: float) -> Exporter:
+        return Exporter(
+            destination,
+            clock,
+            dice,
+            delay_s=delay_s,
+            queue_spans_max=wanted.queue_spans_max,
+            batch_spans_max=wanted.batch_spans_max,
+            timeout_s=wanted.export_timeout_s,
+        )
+
+    exporters = []
+    if "otlp" in wanted.exporters:
+        exporters.append(exporter(build_collector(wanted, Wording(places(settings)), clock), wanted.delay_s))
+    if "console" in wanted.exporters:
+        exporters.append(exporter(Console(STDOUT), min(console.DELAY_S, wanted.delay_s)))
+    if not exporters:
+        return None
+    slow_us = round(wanted.slow_s * 1e6)
+    return Tracing(Spans(wanted.sampler, slow_us, [exporter.offer for exporter in exporters]), exporters)
+
+
+def build_collector(wanted: variables.TraceSettings, wording: Wording, clock: SystemClock) -> Destination:
+    about = wanted.resource, semconv.SCOPE, __version__, semconv.SCHEMA_URL
+    if wanted.otlp.protocol == "http/protobuf":
+        from edgegw.telemetry.collector import HttpCollector
+        from edgegw.telemetry.otlp import Encoder
+
+        proxies = Proxies.from_environment(os.environ)
+        return HttpCollector(wanted.otlp, proxies, wording, Encoder(*about), clock)
+    try:
+        from edgegw.telemetry.collector_grpc import GrpcCollector, ReadableSpans
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"OTEL_EXPORTER_OTLP_PROTOCOL=grpc needs {error.name}: pip install 'edgegw[grpc]'") from None
+
+    return GrpcCollector(wanted.otlp, wording, ReadableSpans(*about))
+
+
+def tracing_figures(tracing: Tracing) -> dict[Family, Callable[[], Figure]]:
+    return {
+        names.TRACES_SENT: lambda: tracing.sent,
+        names.TRACES_WAITING: lambda: tracing.waiting,
+        names.TRACES_DROPPED: lambda: tracing.dropped,
+    }
+
+
 def build_books(
     settings: Settings, clock: SystemClock, state_dir: Path
 ) -> tuple[SqliteStore | PostgresStore, list[Upkeep]]:
     """Where the rows go, and what is to be done there now and then."""
-    journal, retention_s = identity(state_dir), settings.storage.retention_s
+    try:
+        journal = identity(state_dir)
+    except OSError as error:
+        raise SystemExit(f"the state directory cannot be used: {error.strerror}") from None
+    retention_s = settings.storage.retention_s
     url = settings.postgres_url
     if url is None:
         durable = settings.storage.journal.sync != "none"
@@ -349,7 +425,9 @@ def build_books(
     return store, [PostgresUpkeep(address, known, clock, retention_s)]
 
 
-def build_adoption(settings: Settings, clock: SystemClock, state_dir: Path, price: Price) -> Adoption | None:
+def build_adoption(
+    settings: Settings, clock: SystemClock, state_dir: Path, price: Price, observers: Sequence[Observer]
+) -> Adoption | None:
     """Who ships what gateways that are gone have left, into the database that is theirs and ours."""
     patterns, url = settings.storage.journal.adopt, settings.postgres_url
     if not patterns or url is None:
@@ -357,7 +435,11 @@ def build_adoption(settings: Settings, clock: SystemClock, state_dir: Path, pric
     from edgegw.ledger.postgres.store import PostgresStore  # build_books has seen that it is there
 
     address, known = parse_postgres(url.reveal()), migrations("postgres")
-    return Adoption(state_dir, patterns, lambda journal: PostgresStore(address, known, clock, journal), clock, price)
+
+    def store_for(journal: str) -> PostgresStore:
+        return PostgresStore(address, known, clock, journal)
+
+    return Adoption(state_dir, patterns, store_for, clock, price, observers)
 
 
 def adoption_figures(adoption: Adoption) -> dict[Family, Callable[[], Figure]]:
@@ -367,6 +449,35 @@ def adoption_figures(adoption: Adoption) -> dict[Family, Callable[[], Figure]]:
         names.ADOPTED_ROWS: lambda: adopted.rows,
         names.ADOPTION_FAILURES: lambda: adopted.failures,
         names.ADOPTED_DAMAGE: lambda: {(kind,): count for kind, count in asdict(adopted.damage).items()},
+    }
+
+
+def route_names(settings: Settings) -> set[str]:
+    """As routing.py writes them, but for those of targets that only clients name."""
+    names = {f"use_case:{name}" for name in settings.use_cases}
+    names |= {f"pattern:{name}" if "*" in name else f"model:{name}" for name in settings.models}
+    return names | {f"target:{provider}/{model}" for provider, model in fixed_targets(settings)} | {"default"}
+
+
+def fixed_targets(settings: Settings) -> set[tuple[str, str]]:
+    """The targets that the settings spell out."""
+    routes = [*settings.use_cases.values(), *settings.models.values()]
+    routes += [] if settings.default is None else [settings.default]
+    targets = {(target.provider, target.model) for route in routes for target in route.parsed}
+    return {(provider, model) for provider, model in targets if "*" not in model}
+
+
+def process_figures(settings: Settings, clock: SystemClock, pulse: Pulse) -> dict[Family, Callable[[], Figure]]:
+    """Of the control process itself, and of its parent, which has no loop to answer for itself."""
+    started, supervisor_pid = clock.wall_ns() / 1e9, os.getppid()
+    others: dict[str, int | str] = {"control": "self", "supervisor": supervisor_pid}
+    in_force = sha256(describe(settings).encode()).hexdigest()[:SETTINGS_HASH_DIGITS]
+    return {
+        names.PROCESS_MEMORY: lambda: {(name,): resident_bytes(pid) for name, pid in others.items()},
+        names.PROCESS_CPU: lambda: {(name,): cpu_s(pid) for name, pid in others.items()},
+        names.CONTROL_START: lambda: started,
+        names.CONTROL_LAG: pulse.lag_s,
+        names.SETTINGS_INFO: lambda: {(settings.source, in_force): 1},
     }
 
 
@@ -385,6 +496,8 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     sync = settings.storage.journal.sync
     syncer = None if sync == "none" else Syncer(state_dir, settings.storage.journal.sync_interval_s)
     journals = Journals(channel_server, state_dir, settings.storage.journal, syncer)
+    pulse = Pulse(clock)
+    tracing = build_tracing(settings, clock, identity(state_dir))
     shipper: Shipper
     metrics = Metrics(
         {
@@ -396,6 +509,8 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
             names.LEDGER_REJECTED: lambda: shipper.tally.rejected,
             names.LEDGER_REJECTED_LOST: lambda: shipper.tally.rejected_lost,
             names.LEDGER_ERRORS: lambda: shipper.tally.errors,
+            names.LEDGER_FAILING: lambda: shipper.tally.failing is not None,
+            names.LEDGER_TELLING_ERRORS: lambda: shipper.observer_errors,
             names.LEDGER_UPKEEP_ERRORS: lambda: upkeeper.tally.errors,
             names.LEDGER_INTERRUPTED: lambda: shipper.tally.interrupted,
             names.LEDGER_DAMAGE: lambda: {(kind,): count for kind, count in asdict(shipper.tally.damage).items()},
@@ -408,13 +523,22 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
             names.JOURNAL_DROPPED: journals.dropped,
             names.JOURNAL_LOST: journals.lost,
             names.JOURNAL_SYNC_ERRORS: journals.sync_errors,
-        }
+            **({} if tracing is None else tracing_figures(tracing)),
+            **process_figures(settings, clock, pulse),
+        },
+        routes=route_names(settings),
+        targets=fixed_targets(settings),
+        tenants=settings.tenants,
+        called={name: place.convention for name, place in places(settings).items()},
     )
+    figures = LimitFigures(shared or in_memory, channel_server.unspent, lambda: metrics.tenants)
+    metrics.add({names.LIMIT: figures.limits, names.LIMIT_LEFT: figures.left, names.LIMIT_LEASED: figures.leased})
     store, upkeeps = build_books(settings, clock, state_dir)
     prices = PriceList(settings.prices, settings.providers.values(), shipped_prices())
     upkeeper = Upkeeper(upkeeps, clock)
-    shipper = Shipper(state_dir, store, clock, prices.price, [metrics.observe])
-    adoption = build_adoption(settings, clock, state_dir, prices.price)
+    traced: list[Observer] = [] if tracing is None else [tracing.spans.observe]
+    shipper = Shipper(state_dir, store, clock, prices.price, [metrics.observe, *traced])
+    adoption = build_adoption(settings, clock, state_dir, prices.price, traced)
     if adoption is not None:
         metrics.add(adoption_figures(adoption))
     contents = ContentShipper(
@@ -427,16 +551,14 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     )
     control: ControlProcess
 
-    def render() -> bytes:
-        return metrics.render()
-
-    handler = Admin(lambda: control.readiness(), render)
+    handler = Admin(lambda: control.readiness(), lambda: exposition.page(metrics))
     server = build_server(loop, watch, handler.serve, admin_gate, settings.server, Outbox())
     keys: KeyFeed | None = None
     if settings.auth == "keys":
         keys = KeyFeed(key_store(place_of(settings), clock.wall_ns), channel_server, rules, clock)
     control = ControlProcess(
         watch,
+        pulse,
         channel_server,
         memory,
         shared,
@@ -449,6 +571,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
         contents,
         server,
         keys,
+        tracing,
         settings.server.workers,
     )
     return control

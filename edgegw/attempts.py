@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 from msgspec import Struct
@@ -131,6 +132,11 @@ class Attempts:
     @property
     def breakers_open(self) -> int:
         return sum(breaker.state is not _CLOSED for breaker in self._breakers.values())
+
+    def breakers_not_closed(self, most: int) -> list[tuple[Target, State]]:
+        """Which targets are not asked, or only by one request to see: at most so many of them."""
+        found = ((target, each.state) for target, each in self._breakers.items() if each.state is not _CLOSED)
+        return list(islice(found, most))
 
     async def run(
         self,

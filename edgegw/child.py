@@ -108,6 +108,8 @@ def _live_and_exit(name: str, ties: Ties, live: Callable[[Lifeline], int], mask:
         name_process(name)
         code = live(lifeline)
     except SystemExit as error:
+        if isinstance(error.code, str):  # why it cannot start, in words
+            print(f"{name}: {error.code}", file=sys.stderr)
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
         traceback.print_exc()

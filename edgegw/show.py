@@ -86,7 +86,7 @@ async def usage(
     """Prints the sums of whole hours, and says which; in a table with a last line for all of them. What is not for
     programs goes to `notes` when the output is. Raises NoLedgerError."""
     since, until = questions.whole_hours(since_ns, until_ns)
-    rows = await books.rows(questions.usage(by, chosen, since, until))
+    rows = await books.rows(questions.usage(by, chosen, since, until, books.dialect))
     span = f"requests that began from {tables.hour(since)} until {tables.hour(until)} UTC, whole hours"
     print(span, file=out if form == "table" else notes)
     if form == "table":

@@ -29,6 +29,8 @@ _VALUE = rb"[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
 _MEMBER = rb"[ \t]*(?:" + _KEY + rb"=" + _VALUE + rb"[ \t]*)?"  # it may be empty
 _TRACESTATE = re.compile(_MEMBER + rb"(?:," + _MEMBER + rb")*")
 _SAMPLED = 0x01
+_ZEROS = bytes(7)
+_BYTE = tuple(bytes((number,)) for number in range(256))
 
 # OpenTelemetry's consistent probability sampling: the last 56 bits of a trace id are its dice (of a UUIDv7, all of them
 # are), and services that look at them so keep the same traces.
@@ -82,10 +84,16 @@ def own_trace_id(request_id: str) -> str:
     return request_id.replace("-", "")
 
 
-def span_id(request_id: str, number: int = 0) -> bytes:
-    """The span of a request (0), or of an attempt by its number."""
-    made = blake2b(b"%b/%d" % (request_id.encode(), number), digest_size=8).digest()
-    return made if any(made) else b"\0\0\0\0\0\0\0\1"
+def span_id(request_id: str) -> bytes:
+    """The span of a request."""
+    made = blake2b(request_id.encode(), digest_size=8).digest()
+    return made if made[:7] != _ZEROS else b"\1" + made[1:]
+
+
+def attempt_span_id(request_span: bytes, number: int) -> bytes:
+    """The span of an attempt, by its number: the request's but for the last byte. They share no number below 256, and
+    none is zero."""
+    return request_span[:7] + _BYTE[(request_span[7] ^ number) & 0xFF]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +127,8 @@ class Announcer:
         parent = parent_of(trace)
         trace_id = own_trace_id(request_id) if parent is None else parent.trace_id
         sampled = self._sampler.keeps(trace_id, None if parent is None else parent.sampled)
-        fields = f"\r\ntraceparent: 00-{trace_id}-{span_id(request_id, number).hex()}-{sampled:02x}\r\n"
+        span = attempt_span_id(span_id(request_id), number).hex()
+        fields = f"\r\ntraceparent: 00-{trace_id}-{span}-{sampled:02x}\r\n"
         if parent is not None and parent.state:
             fields += f"tracestate: {parent.state}\r\n"
         return call.replace(b"\r\n", fields.encode(), 1)

@@ -6,7 +6,6 @@ The parts are made by app.py; here is only what happens to them over time.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from edgegw.keys.subscriber import KeySubscriber
 from edgegw.ledger.durable import Durable
 from edgegw.ledger.journal import Journal
 from edgegw.limits.limiter import Limiter
+from edgegw.process_figures import cpu_s, resident_bytes
 
 # Once a second: the gauges. Four times: a next segment for the journal, ahead of need, and how it is.
 VITALS_EVERY_S = 1.0
@@ -37,7 +37,8 @@ KEYS_WAIT_S = 1.0
 CANCEL_WAIT_S = 1.0
 # How often a worker that drains looks whether it is done.
 IDLE_POLL_S = 0.01
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+# A breaker's state is told under its target's name; more than these are only counted.
+BREAKERS_TOLD_MAX = 20
 
 
 class JournalTeller:
@@ -139,18 +140,21 @@ class Worker:
 
     async def _tell_vitals(self, teller: JournalTeller) -> None:
         now = self.clock.now
+        started = self.clock.wall_ns() / 1e9
         due_s = now() + VITALS_EVERY_S
+        lag_s = 0.0
         while True:
             asked_s = now()
             await asyncio.sleep(PREPARE_EVERY_S)
-            lag_s = now() - asked_s - PREPARE_EVERY_S
+            lag_s = max(lag_s, now() - asked_s - PREPARE_EVERY_S)
             self.journal.prepare()
             teller.tell()
             if now() >= due_s:
                 due_s += VITALS_EVERY_S
-                self.journal.vitals(self._gauges(lag_s), self.clock.wall_ns())
+                self.journal.vitals(self._gauges(lag_s, started), self.clock.wall_ns())
+                lag_s = 0.0
 
-    def _gauges(self, lag_s: float) -> dict[str, float]:
+    def _gauges(self, lag_s: float, started: float) -> dict[str, float]:
         pools = [upstream.pool for upstream in self.upstreams.values()]
         return {
             "in_flight": self.server.in_work,
@@ -161,15 +165,9 @@ class Worker:
             "breakers_open": self.attempts.breakers_open,
             "loop_lag_seconds": lag_s,
             "resident_bytes": resident_bytes(),
+            "cpu_seconds": cpu_s(),
+            "started": started,
             "limits_degraded": float(self.limiter.degraded),
+            **{f"breaker:{target}": state for target, state in self.attempts.breakers_not_closed(BREAKERS_TOLD_MAX)},
             **({} if self.capture is None else self.capture.gauges()),
         }
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process, 0 where /proc does not say."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE_BYTES
-    except (OSError, ValueError, IndexError):
-        return 0

@@ -15,6 +15,7 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -123,10 +124,10 @@ class Postgres:
     def dsn(self, database: str = OWNER, user: str = OWNER, options: str = "") -> str:
         return f"postgresql://{user}@{HOST}:{self.port}/{database}{options}"
 
-    def do(self, sql: str, database: str = OWNER, user: str = OWNER) -> str:
+    def do(self, sql: str, database: str = OWNER, user: str = OWNER, *, timeout_s: float = QUESTION_S) -> str:
         """What psql says, without headers; CalledProcessError with its stderr."""
         command = [program("psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", self.dsn(database, user), "-f", "-"]
-        asked = subprocess.run(command, input=sql, capture_output=True, text=True, timeout=QUESTION_S)
+        asked = subprocess.run(command, input=sql, capture_output=True, text=True, timeout=timeout_s)
         if asked.returncode:
             raise subprocess.CalledProcessError(asked.returncode, sql[:200], asked.stdout, asked.stderr)
         return asked.stdout.strip("\n")
@@ -268,6 +269,36 @@ class PostgresHouse:
         for directory in self._mounted:
             subprocess.run(["umount", "-l", str(directory)], check=False)
         shutil.rmtree(self._directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def pooler(database: Database, sessions: int) -> Iterator[str]:
+    """A PgBouncer before a database that gives each transaction the next of a few sessions; its URL."""
+    found = shutil.which("pgbouncer") or shutil.which("/usr/sbin/pgbouncer")
+    if found is None:
+        pytest.fail("pgbouncer is not installed: `make test` as root installs it, or: apt-get install pgbouncer")
+    directory = Path(tempfile.mkdtemp(prefix="edgegw-pooler-"))
+    port = free_port()
+    try:
+        directory.chmod(0o755)
+        (directory / "pooler.ini").write_text(
+            f"[databases]\n{database.name} = host={HOST} port={database.server.port} user={OWNER}\n"
+            f"[pgbouncer]\nlisten_addr = {HOST}\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
+            f"pool_mode = transaction\ndefault_pool_size = {sessions}\nserver_round_robin = 1\n"
+        )
+        running = Running([*_as_owner(), found, str(directory / "pooler.ini")], directory / "pooler.log", {})
+        try:
+            running.wait_ready(lambda: _listens(port))
+            yield f"postgresql://{OWNER}@{HOST}:{port}/{database.name}"
+        finally:
+            running.end()
+    finally:
+        shutil.rmtree(directory)
+
+
+def _listens(port: int) -> bool:
+    socket.create_connection((HOST, port), timeout=1).close()
+    return True
 
 
 def can_mount() -> bool:

@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,9 @@ from edgegw.clock import ManualClock, uuid7
 from edgegw.ledger import questions
 from edgegw.ledger.books import Books, NoLedgerError, SqliteBooks
 from edgegw.ledger.postgres.books import PostgresBooks
+from edgegw.ledger.postgres.connection import Postgres
 from edgegw.ledger.postgres.store import PostgresStore
+from edgegw.ledger.postgres.upkeep import compact
 from edgegw.ledger.questions import BadQuestionError, Filter, Row, Table, first_id_at, newest
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.store import Checkpoint, Store
@@ -469,7 +472,7 @@ async def test_a_postgresql_that_cannot_be_read_is_said_clearly(postgres: Databa
     await books.close()
 
 
-async def test_sums_of_what_no_column_holds_are_whole_numbers(postgres: Database, at_end: AsyncExitStack) -> None:
+async def test_a_sum_is_no_more_than_a_column_holds(postgres: Database, at_end: AsyncExitStack) -> None:
     store = postgres_store(postgres)
     at_end.push_async_callback(store.close)
     await store.write(a_batch(range(2)), Checkpoint())
@@ -482,4 +485,34 @@ async def test_sums_of_what_no_column_holds_are_whole_numbers(postgres: Database
     books = postgres_books(postgres)
     at_end.push_async_callback(books.close)
     (row,) = await books.rows(questions.usage(("provider",), Filter(), 0, HOUR + 1))
-    assert row["input_tokens"] == postgres.value("SELECT count(*) FROM usage_hours") * (2**63 - 1)
+    assert row["input_tokens"] == 2**63 - 1
+    assert postgres.value("SELECT count(*) FROM usage_hours") > 1
+
+
+async def test_days_that_are_merged_and_hours_that_are_not_come_to_the_same(
+    postgres: Database, at_end: AsyncExitStack, tmp_path: Path
+) -> None:
+    """Whatever is merged already, and wherever the span begins and ends: as many as the hours say."""
+    journal = open_journal(tmp_path)
+    for hours in range(0, 100, 3):
+        play(journal, hours * 3_600_000, tenant=f"tenant-{hours % 2}")
+    journal.close()
+    store = postgres_store(postgres)
+    at_end.push_async_callback(store.close)
+    await ship_all(tmp_path, store)
+    session = Postgres(parse_postgres(postgres.dsn))
+    at_end.push_async_callback(session.close)
+    books = postgres_books(postgres)
+    at_end.push_async_callback(books.close)
+    first = HOUR // 24 * 24
+    for merged in (HOUR, HOUR + 30, HOUR + 60, HOUR + 1000):
+        await session.run(partial(compact, before_hour=merged))
+        assert postgres.value("SELECT count(*) FROM usage_hours WHERE journal = ''") == (
+            len([hours for hours in range(0, 100, 3) if HOUR + hours < merged])
+        )
+        for since, until in ((0, HOUR + 1000), (HOUR, HOUR + 100), (first, first + 24), (first + 24, first + 75)):
+            for by in (("tenant",), ("day", "model"), ("provider", "day")):
+                fast, slow = (questions.usage(by, Filter(), since, until, how) for how in ("postgres", "sqlite"))
+                assert await books.rows(fast) == await books.rows(slow)
+    (row,) = await books.rows(questions.usage(("day",), Filter(tenant="tenant-0"), first + 24, first + 48, "postgres"))
+    assert (row["day"], row["requests"]) == (first // 24 + 1, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -21,13 +22,28 @@ import click
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from ledger_traces import WALL_NS, conclude, make_exchange, open_journal, play, ship_all, sqlite_store
+from ledger_traces import (
+    JOURNAL_ID,
+    WALL_NS,
+    a_batch,
+    conclude,
+    make_exchange,
+    open_journal,
+    play,
+    ship_all,
+    sqlite_store,
+)
+from postgres_rig import Database
 from rig import REPOSITORY, ask, eventually, free_port
 from settings_cases import BASE
 
 from edgegw import __version__, demo
 from edgegw.cli import main
-from edgegw.settings import load_text
+from edgegw.clock import ManualClock
+from edgegw.ledger.postgres.store import PostgresStore
+from edgegw.ledger.schema import migrations
+from edgegw.ledger.store import Checkpoint
+from edgegw.settings import load_text, parse_postgres
 
 PROGRAM = [sys.executable, "-m", "edgegw"]
 WAIT_S = 20.0
@@ -288,6 +304,25 @@ def test_usage_by_what_nobody_knows_says_what_there_is() -> None:
     refused = run("usage", "--by", "colour")
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert "not among tenant, use_case, key, provider, model, day, hour: colour" in refused.stderr
+
+
+def test_rows_of_a_postgresql(postgres: Database) -> None:
+    async def write() -> None:
+        store = PostgresStore(
+            parse_postgres(postgres.dsn), migrations("postgres"), ManualClock(wall_ns=WALL_NS), JOURNAL_ID
+        )
+        await store.write(a_batch(range(3)), Checkpoint())
+        await store.close()
+
+    asyncio.run(write())
+    listed = run("requests", "--db", postgres.dsn, "--json")
+    assert (listed.exit_code, len(listed.stdout.splitlines())) == (0, 3), listed.output
+    named = CliRunner(env={"DATABASE_URL": postgres.dsn}).invoke(main, ["attempts", "--csv"])
+    assert (named.exit_code, len(named.stdout.splitlines())) == (0, 4), named.output
+    summed = run("usage", "--db", postgres.dsn, "--since", "2025-06-01", "--by", "day,tenant")
+    assert summed.stdout.splitlines()[-1].split()[:3] == ["total", "-", "3"], summed.output
+    wrong = run("requests", "--db", "postgresql://me:s3cret@/")
+    assert (wrong.exit_code, "s3cret" in wrong.output, "--db" in wrong.stderr) == (2, False, True)
 
 
 def test_rows_need_no_settings_but_a_file(db: Path) -> None:

@@ -204,8 +204,8 @@ def exchange(tenant: str = "t", state: Any = "complete", number: int = 1) -> Exc
 
 
 def captured(state_dir: Path) -> list[Content]:
-    decode = msgspec.msgpack.Decoder(Content).decode
-    return [decode(path.read_bytes()) for path in Trays(state_dir).waiting(100)]
+    decode = msgspec.msgpack.Decoder(list[Content]).decode
+    return [content for path in Trays(state_dir).waiting(100) for content in decode(path.read_bytes())]
 
 
 def capture_into(tray: Tray, of: Choice) -> Capture:
@@ -236,7 +236,9 @@ def test_an_exchange_is_put_down_whole_and_private(tmp_path: Path) -> None:
     files = list((tmp_path / CONTENT_DIR).rglob("*"))
     assert {path.stat().st_mode & 0o777 for path in files if path.is_file()} == {0o600}
     assert {path.stat().st_mode & 0o777 for path in (*files, tmp_path / CONTENT_DIR) if path.is_dir()} == {0o700}
-    assert capture.gauges() == {"content_kept": 2, "content_dropped": 0, "content_waiting_bytes": 2 * BLOCK_BYTES}
+    gauges = capture.gauges()
+    assert (gauges["content_kept"], gauges["content_dropped"]) == (2, 0)
+    assert gauges["content_waiting_bytes"] in (BLOCK_BYTES, 2 * BLOCK_BYTES)  # in one file or two
 
 
 def test_errors_means_what_did_not_end_well(tmp_path: Path) -> None:
@@ -262,9 +264,9 @@ def test_a_disk_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.M
     well = threading.Event()
 
     class Stuck(Tray):
-        def put(self, name: str, data: bytes) -> None:
+        def put(self, name: str, data: bytes, exchanges: int) -> None:
             assert well.wait(10)
-            super().put(name, data)
+            super().put(name, data, exchanges)
 
     capture = capture_into(Stuck(tmp_path, 0, 1 << 20), choice("{mode: all}"))
     for number in range(20):
@@ -280,41 +282,41 @@ def test_a_disk_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.M
 def test_a_full_tray_drops_counts_and_recovers(tmp_path: Path) -> None:
     tray = Tray(tmp_path, 0, 3 * BLOCK_BYTES)
     for number in range(5):
-        tray.put(f"{number}", b"x" * 100)
+        tray.put(f"{number}", b"x" * 100, 1)
     assert (tray.kept, tray.dropped, tray.waiting_bytes) == (3, 2, 3 * BLOCK_BYTES)
     for path in Trays(tmp_path).waiting(2):
         path.unlink()
-    tray.put("5", b"x" * (BLOCK_BYTES + 1))
+    tray.put("5", b"x" * (BLOCK_BYTES + 1), 1)
     assert (tray.kept, tray.dropped, tray.waiting_bytes) == (4, 2, 3 * BLOCK_BYTES)
 
 
 def test_a_worker_that_comes_after_finds_what_waits(tmp_path: Path) -> None:
-    Tray(tmp_path, 0, 3 * BLOCK_BYTES).put("a", b"x")
-    Tray(tmp_path, 1, 3 * BLOCK_BYTES).put("b", b"x")
+    Tray(tmp_path, 0, 3 * BLOCK_BYTES).put("a", b"x", 1)
+    Tray(tmp_path, 1, 3 * BLOCK_BYTES).put("b", b"x", 1)
     assert Tray(tmp_path, 0, 3 * BLOCK_BYTES).waiting_bytes == BLOCK_BYTES
 
 
 def test_a_disk_that_says_no_harms_nobody(tmp_path: Path) -> None:
     (tmp_path / CONTENT_DIR).write_text("in the way")
     tray = Tray(tmp_path, 0, 1 << 20)
-    tray.put("a", b"x")
+    tray.put("a", b"x", 1)
     assert (tray.kept, tray.dropped, tray.waiting_bytes) == (0, 1, 0)
     (tmp_path / CONTENT_DIR).unlink()
-    tray.put("b", b"x")
+    tray.put("b", b"x", 1)
     assert (tray.kept, tray.dropped) == (1, 1)
 
 
 def test_a_disk_that_takes_a_part_of_a_file_gets_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tray, write = Tray(tmp_path, 0, 1 << 20), os.write
     monkeypatch.setattr("edgegw.content.files.os.write", lambda fd, data: write(fd, data[:3]))
-    tray.put("a", b"xxxx")
+    tray.put("a", b"xxxx", 1)
     assert (tray.kept, tray.dropped) == (0, 1)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_what_a_dead_worker_left_unfinished_is_removed(tmp_path: Path) -> None:
     clock = ManualClock()
-    Tray(tmp_path, 0, 1 << 20).put("whole", b"x")
+    Tray(tmp_path, 0, 1 << 20).put("whole", b"x", 1)
     unfinished = tmp_path / CONTENT_DIR / "0" / "half.msgpack.tmp"
     unfinished.write_bytes(b"x")
     trays = Trays(tmp_path)

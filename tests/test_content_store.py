@@ -39,7 +39,7 @@ def content(number: int, clock: ManualClock, tenant: str = "t", reply: bytes = b
 def put(state_dir: Path, *contents: Content) -> None:
     tray = Tray(state_dir, 0, 1 << 30)
     for each in contents:
-        tray.put(each.request_id, msgspec.msgpack.encode(each))
+        tray.put(each.request_id, msgspec.msgpack.encode([each]), 1)
         path = state_dir / CONTENT_DIR / "0" / f"{each.request_id}.msgpack"
         os.utime(path, ns=(each.stored_ns, each.stored_ns))  # the clock of these tests is not the machine's
 
@@ -168,8 +168,8 @@ async def test_what_the_database_never_takes_does_not_stop_the_rest(tmp_path: Pa
 async def test_a_file_that_nobody_can_read_is_removed(tmp_path: Path) -> None:
     clock = ManualClock()
     tray = Tray(tmp_path, 0, 1 << 20)
-    tray.put("empty", b"")
-    tray.put("strange", b"\xc1")
+    tray.put("empty", b"", 1)
+    tray.put("strange", b"\xc1", 1)
     put(tmp_path, content(1, clock), content(2, clock, reply=b"zz\r\n", chunked=True))
     async with shipping(tmp_path, clock) as shipper:
         await until(lambda: waiting(tmp_path) == 0)
@@ -311,6 +311,19 @@ def test_deleting_leaves_nothing_behind(tmp_path: Path) -> None:
     )
     assert run(tmp_path, "delete", "--before", "1m", "--tenant", "beta")[1].startswith("deleted the content of 2")
     assert b"other-secret" not in everything(tmp_path)
+
+
+def test_of_a_file_that_several_share_only_the_chosen_goes(tmp_path: Path) -> None:
+    clock = ManualClock()
+    contents = [
+        content(number, clock, "ab"[number % 2], reply=CANARY if number % 2 else b"other") for number in range(6)
+    ]
+    Tray(tmp_path, 0, 1 << 20).put("first", msgspec.msgpack.encode(contents), len(contents))
+    stored(tmp_path)
+    assert run(tmp_path, "delete", "--tenant", "b") == (0, "deleted the content of 3 requests\n")
+    assert CANARY not in everything(tmp_path)
+    assert run(tmp_path, "delete", "--tenant", "a") == (0, "deleted the content of 3 requests\n")
+    assert waiting(tmp_path) == 0
 
 
 def test_deleting_everything_has_to_be_said(tmp_path: Path) -> None:

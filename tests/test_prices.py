@@ -18,7 +18,7 @@ from edgegw.ledger.record import INTEGER_MAX, AttemptRecord
 from edgegw.price_table import PARTS_PER_MICRO, PriceTable, Rates, parts, rates_of, shipped
 from edgegw.prices import REMEMBERED_MAX, PriceList, cost_usd_micro
 from edgegw.settings import OwnPrice, ProviderSettings
-from scripts import flatten_prices
+from load import flatten_prices
 
 TABLE = shipped()
 # Input, output, cached, cache_write, reasoning: below and above every tier, with and without parts.

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from edgegw import supervisor
-from edgegw.child import Lifeline
+from edgegw.child import Lifeline, Ties, fork_child
 from edgegw.doors import Doors, StartError
 from edgegw.supervisor import Plan
 
@@ -551,3 +551,17 @@ def test_children_keep_only_what_is_theirs(plan: Plan, start: Start, children: C
     assert not listening_sockets(gateway.control_pid()) & (own[0] | own[1])
     assert any(link.endswith("/lock") for link in opened(gateway.control_pid()))
     assert not any(link.endswith("/lock") for link in opened(gateway.worker_pid()))
+
+
+def test_why_a_child_gives_up_is_heard(capfd: pytest.CaptureFixture[str]) -> None:
+    def give_up(_: Lifeline) -> int:
+        raise SystemExit("storage.database_url needs asyncpg")
+
+    ties = Ties()
+    ties.listen_for(())
+    try:
+        pid = fork_child("edgegw-control", ties, give_up)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    finally:
+        ties.close()
+    assert capfd.readouterr().err == "edgegw-control: storage.database_url needs asyncpg\n"

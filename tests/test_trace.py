@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from edgegw.clock import uuid7
-from edgegw.trace import Announcer, Parent, Sampler, own_trace_id, parent_of, received, span_id
+from edgegw.trace import Announcer, Parent, Sampler, attempt_span_id, own_trace_id, parent_of, received, span_id
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 GOOD = f"00-{TRACE}-{SPAN}-01"
@@ -105,10 +105,11 @@ def test_nothing_that_a_client_sends_gets_past_the_grammar(said: bytes, state: b
 
 
 def test_span_ids_are_a_function_of_request_and_attempt() -> None:
-    spans = [span_id(uuid7(1_750_000_000_000_000_000, dice), number) for dice in range(100) for number in range(4)]
+    requests = [span_id(uuid7(1_750_000_000_000_000_000, dice)) for dice in range(100)]
+    spans = [*requests, *(attempt_span_id(span, number) for span in requests for number in range(1, 21))]
     assert len(set(spans)) == len(spans)
     assert all(len(span) == 8 for span in spans)
-    assert span_id(ID, 2) == span_id(ID, 2)
+    assert all(map(any, spans))
     assert own_trace_id(ID) == "0198c5e07d3a7abc8def0123456789ab"
 
 
@@ -150,10 +151,13 @@ def test_a_provider_is_told_the_span_of_its_attempt() -> None:
     assert told == (
         b"POST /v1/chat/completions HTTP/1.1\r\n"
         b"traceparent: 00-%b-%b-01\r\ntracestate: a=1,b=2\r\n"
-        b"host: p\r\ncontent-length: 4\r\n\r\n\r\n{}" % (TRACE.encode(), span_id(ID, 2).hex().encode())
+        b"host: p\r\ncontent-length: 4\r\n\r\n\r\n{}" % (TRACE.encode(), attempt_span_id(span_id(ID), 2).hex().encode())
     )
     alone = announcer.announced(CALL, ID, None, 1)
-    assert b"traceparent: 00-%b-%b-01\r\n" % (own_trace_id(ID).encode(), span_id(ID, 1).hex().encode()) in alone
+    assert (
+        b"traceparent: 00-%b-%b-01\r\n" % (own_trace_id(ID).encode(), attempt_span_id(span_id(ID), 1).hex().encode())
+        in alone
+    )
     assert b"tracestate" not in alone
 
 

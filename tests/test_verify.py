@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,13 @@ from edgegw.exchange import Exchange
 from edgegw.ledger.books import NoLedgerError, SqliteBooks
 from edgegw.ledger.identity import IDENTITY_FILE
 from edgegw.ledger.journal import Journal
+from edgegw.ledger.postgres.connection import Postgres
+from edgegw.ledger.postgres.upkeep import compact
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.segment import FRAME_BYTES, HEADER_BYTES, SEGMENT_BYTES_MIN
 from edgegw.ledger.verify.findings import Report
 from edgegw.ledger.verify.verify import verify
+from edgegw.settings import parse_postgres
 
 HOUR_NS = 3_600_000_000_000
 
@@ -538,3 +542,16 @@ async def test_any_row_that_is_changed_or_gone_is_found(house: House, seed: int)
     change = dice.choice((f"DELETE FROM {table}", f"UPDATE {table} SET started_ns = started_ns + 1000000"))
     house.do(f"{change} WHERE rowid = {rowid}")
     assert not (await house.verify()).in_order
+
+
+async def test_a_sum_of_a_day_that_is_changed(tmp_path: Path, postgres: Database) -> None:
+    house = await traffic(tmp_path, postgres)
+    session = Postgres(parse_postgres(postgres.dsn))
+    await session.run(partial(compact, before_hour=WALL_NS // HOUR_NS + 1000))
+    await session.close()
+    assert told(await house.verify()) == []
+    postgres.do("UPDATE usage_days SET requests = requests + 1 WHERE tenant = 'acme' AND provider = ''")
+    assert told(await house.verify()) == [
+        "sums: the day 2025-06-15 of tenant acme, use_case support_summary: "
+        "its hours have 1 requests less than the sums"
+    ]

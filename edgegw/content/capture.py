@@ -7,8 +7,6 @@ database; nothing of what it sees is ever logged.
 
 from __future__ import annotations
 
-import msgspec
-
 from edgegw.clock import Clock
 from edgegw.content.choice import Choice
 from edgegw.content.porter import Porter
@@ -27,7 +25,6 @@ class Capture:
         self._porter = porter
         self._wall_ns = clock.wall_ns
         self._bytes_max = bytes_max
-        self._encode = msgspec.msgpack.Encoder().encode
         self.gauges = porter.gauges
         self.close = porter.close
 
@@ -48,9 +45,9 @@ class Capture:
         prompt = request.body[:bytes_max]
         cut = len(request.body) > bytes_max
 
-        def make() -> bytes:
+        def make() -> Content:
             reply, chunked = behind_head(copy.sent)
-            content = Content(
+            return Content(
                 exchange.id,
                 exchange.tenant,
                 stored_ns,
@@ -62,6 +59,5 @@ class Capture:
                 copy.cut or len(reply) > bytes_max,
                 chunked,
             )
-            return self._encode(content)
 
-        self._porter.take(exchange.id, len(prompt) + copy.size, make)
+        self._porter.take(len(prompt) + copy.size, make)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from edgegw.content.answer import reply_text, request_text
-from edgegw.content.files import Trays
+from edgegw.content.files import Trays, write_whole
 from edgegw.content.place import content_store
 from edgegw.content.record import Content
 from edgegw.content.store import Chosen, ContentStore
@@ -55,13 +55,18 @@ def delete(place: Place, state_dir: Path | None, chosen: Chosen) -> int:
 
 
 def _delete_waiting(trays: Trays, chosen: Chosen) -> int:
-    decode = msgspec.msgpack.Decoder(Content).decode
+    """Files hold what others left as well: that stays."""
+    decode = msgspec.msgpack.Decoder(list[Content]).decode
     deleted = 0
     for path in trays.all():
         with suppress(FileNotFoundError, msgspec.DecodeError):
-            if chosen.fits(decode(path.read_bytes())):
+            found = decode(path.read_bytes())
+            left = [content for content in found if not chosen.fits(content)]
+            if not left:
                 path.unlink()
-                deleted += 1
+            elif len(left) < len(found):
+                write_whole(str(path), msgspec.msgpack.encode(left))
+            deleted += len(found) - len(left)
     return deleted
 
 

@@ -1,10 +1,10 @@
-"""Content on its way: a file per exchange, from the worker that served it to the control process that stores it.
+"""Content on its way: files of what a few exchanges left, from their worker to the control process that stores it.
 
-    <state_dir>/content/<slot>/<request id>.msgpack     0600, in directories that are 0700
+    <state_dir>/content/<slot>/<id of the first>.msgpack     0600, in directories that are 0700
 
-A file is written under another name and renamed: it is there whole, or not at all. Nothing is synced to the disk; what
-a machine's death leaves of a file is found unreadable and removed. A `Tray` is where one worker puts its files down,
-and knows when it is full; `Trays` is the control process's view of all of them.
+A file is a msgpack array of Contents (record.py). It is written under another name and renamed: it is there whole, or
+not at all. Nothing is synced to the disk; what a machine's death leaves of a file is found unreadable and removed. A
+`Tray` is where one worker puts its files down, and knows when it is full; `Trays` is the control process's view of all.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Tray:
     truth. `kept` and `dropped` count exchanges; they are dropped when the tray is full or the disk will not have them.
     """
 
-    __slots__ = ("_bytes_max", "_directory", "_waiting", "dropped", "kept", "waiting_bytes")
+    __slots__ = ("_directory", "_waiting", "bytes_max", "dropped", "kept", "waiting_bytes")
 
     def __init__(self, state_dir: Path, slot: int, bytes_max: int) -> None:
         self._directory = str(state_dir / CONTENT_DIR / str(slot))
-        self._bytes_max = bytes_max
+        self.bytes_max = bytes_max
         self._waiting: deque[tuple[str, int]] = deque()  # in the order in which they were put down
         self.waiting_bytes = 0
         self.kept = 0
@@ -50,24 +50,24 @@ class Tray:
             self._make_directory()
             self._find_what_waits()
 
-    def put(self, name: str, data: bytes) -> None:
-        """Never raises for what the disk does."""
+    def put(self, name: str, data: bytes, exchanges: int) -> None:
+        """A file of so many exchanges. Never raises for what the disk does."""
         size = _occupied(len(data))
         self.look(ASKED_AFTER_MAX)
-        if self.waiting_bytes + size > self._bytes_max:
-            self.dropped += 1
+        if self.waiting_bytes + size > self.bytes_max:
+            self.dropped += exchanges
             return
         path = f"{self._directory}/{name}{SUFFIX}"
         try:
             try:
-                _write(path, data)
+                write_whole(path, data)
             except FileNotFoundError:  # somebody tidied up
                 self._make_directory()
-                _write(path, data)
+                write_whole(path, data)
         except OSError:
-            self.dropped += 1
+            self.dropped += exchanges
             return
-        self.kept += 1
+        self.kept += exchanges
         self._waiting.append((path, size))
         self.waiting_bytes += size
 
@@ -158,7 +158,8 @@ class Trays:
                         yield from (Path(entry.path) for entry in entries)
 
 
-def _write(path: str, data: bytes) -> None:
+def write_whole(path: str, data: bytes) -> None:
+    """Instead of what is there, if anything is. Raises OSError."""
     unfinished = path + UNFINISHED
     fd = os.open(unfinished, _NEW, 0o600)
     try:

@@ -83,7 +83,7 @@ class ContentShipper:
         self._retention_ns = int(retention_s * 1e9)
         self._bytes_max = bytes_max
         self._poll_s = poll_s
-        self._decode = msgspec.msgpack.Decoder(Content).decode
+        self._decode = msgspec.msgpack.Decoder(list[Content]).decode
         self._trim_at_s = clock.now()
         self._bytes_since_trim = 0
         self._stopping = asyncio.Event()
@@ -149,51 +149,49 @@ class ContentShipper:
         with trays.held() as held:
             if not held:  # somebody is deleting content
                 return False
-            contents = await asyncio.to_thread(self._gather, trays)
-            if not contents:
+            files = await asyncio.to_thread(self._gather, trays)
+            if not files:
                 return False
-            await self._write(list(contents.values()))
-            await asyncio.to_thread(_remove, contents)
+            contents = [content for found in files.values() for content in found]
+            await self._write(contents)
+            await asyncio.to_thread(_remove, files)
             if trays is self._own:
-                self.tally.waiting -= len(contents)
-        self._bytes_since_trim += sum(content.size for content in contents.values())
+                self.tally.waiting -= len(files)
+        self._bytes_since_trim += sum(content.size for content in contents)
         if self._bytes_since_trim > self._bytes_max // TRIM_SHARE:
             self._trim_at_s = self._clock.now()
         return True
 
-    def _gather(self, trays: Trays) -> dict[Path, Content]:
+    def _gather(self, trays: Trays) -> dict[Path, list[Content]]:
         """The oldest of what waits, as much as goes in one batch. In a thread: a disk may be slow, and taking the
         framing off a long stream takes a while, and leases are waited for at this loop."""
         waiting = trays.waiting(LOOK_FILES_MAX)
         if trays is self._own:
             self.tally.waiting = len(waiting)
-        contents: dict[Path, Content] = {}
+        files: dict[Path, list[Content]] = {}
         size = 0
         for path in waiting:
-            content = self._read(path)
-            if content is None:
-                continue
-            if contents and size + content.size > BATCH_BYTES_MAX:
+            found = self._read(path)
+            found_bytes = sum(content.size for content in found)
+            if files and size + found_bytes > BATCH_BYTES_MAX:
                 break
-            contents[path] = content
-            size += content.size
-            if len(contents) == BATCH_FILES_MAX:
+            if found:
+                files[path] = found
+                size += found_bytes
+            if len(files) == BATCH_FILES_MAX:
                 break
-        return contents
+        return files
 
-    def _read(self, path: Path) -> Content | None:
-        """None: it is gone or cannot be read now; what can never be read is removed."""
+    def _read(self, path: Path) -> list[Content]:
+        """Nothing, when it is gone or cannot be read now; what can never be read is removed."""
         try:
-            content = self._decode(path.read_bytes())
-            if content.chunked:
-                content = replace(content, reply=unchunked(content.reply), chunked=False)
+            return [_readable(content) for content in self._decode(path.read_bytes())]
         except OSError:
-            return None
+            return []
         except (msgspec.DecodeError, ValueError):
             self.tally.lost += 1
             path.unlink(missing_ok=True)
-            return None
-        return content
+            return []
 
     async def _write(self, contents: Sequence[Content]) -> None:
         try:
@@ -243,6 +241,10 @@ class ContentShipper:
         if self.tally.failing is not None:
             _log.warning("content is stored again")
             self.tally.failing = None
+
+
+def _readable(content: Content) -> Content:
+    return replace(content, reply=unchunked(content.reply), chunked=False) if content.chunked else content
 
 
 def _remove(paths: Iterable[Path]) -> None:

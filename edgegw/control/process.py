@@ -17,6 +17,7 @@ from edgegw.channel_server import ChannelServer
 from edgegw.content.shipper import ContentShipper
 from edgegw.control.admin import Readiness
 from edgegw.control.journals import Journals
+from edgegw.control.pulse import Pulse
 from edgegw.http.server import Server
 from edgegw.http.watch import Watch
 from edgegw.keys.feed import KeyFeed
@@ -26,10 +27,13 @@ from edgegw.ledger.store import Store
 from edgegw.ledger.syncing import Syncer
 from edgegw.ledger.upkeep import Upkeeper
 from edgegw.limits.memory_file import MemoryFile
+from edgegw.telemetry.tracing import Tracing
 
 # For shipping what the workers left; what is not shipped by then is shipped at the next start.
 SHIP_TIMEOUT_S = 10.0
 CONTENT_TIMEOUT_S = 2.0
+# For the last spans; what is not exported by then is dropped.
+EXPORT_TIMEOUT_S = 5.0
 
 logger = logging.getLogger("edgegw.control")
 
@@ -53,6 +57,7 @@ class ControlProcess:
     """What the control process is made of."""
 
     watch: Watch
+    pulse: Pulse
     channel: ChannelServer
     memory: MemoryFile | None
     shared: SharedLimits | None
@@ -65,6 +70,7 @@ class ControlProcess:
     contents: ContentShipper
     admin: Server
     keys: KeyFeed | None  # None: nobody needs a key
+    tracing: Tracing | None  # None: nobody wants to see requests
     workers_wanted: int
 
     async def run(self, admin: socket.socket, lifeline_fd: int, ready: Any) -> int:
@@ -78,11 +84,14 @@ class ControlProcess:
             await self.shared.start()
         await self.channel.start()
         await self.admin.listen(admin)
+        if self.tracing is not None:
+            self.tracing.start()
         shipping = loop.create_task(self.shipper.run())
         shipping.add_done_callback(lambda _: told_to_go.set())
         adopting = None if self.adoption is None else loop.create_task(self.adoption.run())
         syncing = None if self.syncer is None else loop.create_task(self.syncer.run())
         keeping = loop.create_task(self.upkeeper.run())
+        beating = loop.create_task(self.pulse.run())
         self.contents.start()
         remembering = None if self.memory is None else loop.create_task(self.memory.run())
         feeding = loop.create_task(self.keys.run()) if self.keys is not None else None
@@ -91,6 +100,7 @@ class ControlProcess:
         ready()
         await told_to_go.wait()
         keeping.cancel()
+        beating.cancel()
         if remembering is not None:
             remembering.cancel()
         if adopting is not None:
@@ -103,6 +113,8 @@ class ControlProcess:
         else:
             await self.shipper.stop(SHIP_TIMEOUT_S)
         await self.contents.stop(CONTENT_TIMEOUT_S)
+        if self.tracing is not None:
+            await self.tracing.stop(EXPORT_TIMEOUT_S)
         if feeding is not None:
             code = await _end(feeding) or code
         if adopting is not None:

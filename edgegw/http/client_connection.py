@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import sys
-import termios
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from fcntl import ioctl
 from typing import Any, Protocol, cast
 
 from edgegw.errand import Errand
@@ -21,6 +18,7 @@ from edgegw.http.connection import RequestReader
 from edgegw.http.outbox import Outbox
 from edgegw.http.reply import CONTINUE, Reply
 from edgegw.http.request import Request, RequestLimits
+from edgegw.http.uptake import LOOKS, Uptake
 from edgegw.http.watch import NEVER, Watch
 
 # A client's buffer: above `high` the upstream is paused, below `low` it goes on (research: Envoy 32 KiB, pingora 64).
@@ -33,9 +31,6 @@ LINGER_S = 2.0
 LINGER_BYTES_MAX = 256 * 1024
 # A body may stall for `body_timeout_s`, and over all must come with at least this rate after that grace.
 BODY_BYTES_PER_S_MIN = 1024
-# Within `stall_s` a client that takes nothing is looked at this often. It is dropped when nothing moved from the first
-# look to the last: several, so that a worker which was stopped itself for a while does not take that for the client's.
-STALL_LOOKS = 4
 # After a client's FIN: has it gone, or does it only send no more? One probe, then looks at the socket at these times.
 PROBE_LOOKS_S = (0.01, 0.03, 0.25, 1.0)
 _TCP_CLOSE = 7  # TCP_INFO's state after a reset (linux/tcp_states.h)
@@ -84,8 +79,7 @@ class ClientConnection(asyncio.Protocol):
         "_requests",
         "_server",
         "_serving",
-        "_stalled_looks",
-        "_unsent_bytes",
+        "_uptake",
         "expires_s",
         "outbox",
         "transport",
@@ -101,8 +95,7 @@ class ClientConnection(asyncio.Protocol):
         self._requests = 0
         self._body_since_s = 0.0
         self._lingered_bytes = -1
-        self._unsent_bytes = -1
-        self._stalled_looks = 0
+        self._uptake: Uptake | None = None
         self._eof = False
         self._paused_reading = False
         self.write_paused = False
@@ -280,37 +273,19 @@ class ClientConnection(asyncio.Protocol):
 
     def _wait_for_client(self) -> None:
         """It does not take what we have for it: it is looked at a few times within `stall_s`."""
-        self._unsent_bytes = -1
-        self._stalled_looks = 0
+        self._uptake = Uptake()
         self._look_again()
 
     def _look_again(self) -> None:
-        self.expires_s = self._server.watch.now_s + self._server.waits.stall_s / STALL_LOOKS
+        self.expires_s = self._server.watch.now_s + self._server.waits.stall_s / LOOKS
 
     def _takes_slowly(self) -> bool:
         """The wait was for a client that reads, if slowly: it goes on."""
-        if not self.transport.get_write_buffer_size():
+        uptake = self._uptake = self._uptake or Uptake()
+        if not uptake.goes_on(self.transport):
             return False
-        unsent_bytes = self._bytes_not_taken()
-        if 0 <= self._unsent_bytes <= unsent_bytes:
-            self._stalled_looks += 1
-            if self._stalled_looks >= STALL_LOOKS - 1:
-                return False
-        else:
-            self._stalled_looks = 0
-            self._unsent_bytes = unsent_bytes
         self._look_again()
         return True
-
-    def _bytes_not_taken(self) -> int:
-        """What the client's side has not acknowledged: ours and the kernel's. Ours alone moves in strides of up to a
-        third of the kernel's buffer, for which a slow line needs more than a minute."""
-        unsent_bytes = self.transport.get_write_buffer_size()
-        try:
-            queued = ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
-        except OSError:  # a system that does not say
-            return unsent_bytes
-        return unsent_bytes + int.from_bytes(queued, sys.byteorder)
 
     # -- ends --
 
@@ -322,7 +297,7 @@ class ClientConnection(asyncio.Protocol):
             transport.close()
             return
         self._lingered_bytes = 0
-        self._unsent_bytes = -1
+        self._uptake = None
         self.expires_s = self._server.watch.now_s + LINGER_S  # longer, for as long as it takes what is unsent
         transport.write_eof()
         if self._paused_reading:

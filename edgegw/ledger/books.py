@@ -11,9 +11,9 @@ import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-from edgegw.ledger.questions import YES_OR_NO, Filter, Question, Row, Table, conditions, select
+from edgegw.ledger.questions import YES_OR_NO, Dialect, Filter, Question, Row, Table, conditions, select
 from edgegw.ledger.schema import Migration, version
 
 BUSY_TIMEOUT_S = 5.0
@@ -29,7 +29,7 @@ class Books(Protocol):
     """All of it raises NoLedgerError. `name` is for people and holds no secret."""
 
     name: str
-    dialect: Literal["sqlite", "postgres"]
+    dialect: Dialect
 
     async def rows(self, question: Question) -> list[Row]:
         """What the database answers; ids are text, what says yes or no is a bool."""
@@ -50,7 +50,7 @@ class Books(Protocol):
 class SqliteBooks:
     """Books in a SQLite file. `known`: the schema that this program writes (schema.py)."""
 
-    dialect: Literal["sqlite", "postgres"] = "sqlite"
+    dialect: Dialect = "sqlite"
 
     def __init__(self, path: Path, known: tuple[Migration, ...]) -> None:
         self.name = str(path)

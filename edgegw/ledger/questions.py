@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from edgegw.ledger.record import ATTEMPT_COLUMNS, REQUEST_COLUMNS
+from edgegw.ledger.record import ATTEMPT_COLUMNS, INTEGER_MAX, REQUEST_COLUMNS
 from edgegw.ledger.usage import SUMS
 
 Row = dict[str, object]
 Table = Literal["requests", "provider_attempts"]
+Dialect = Literal["sqlite", "postgres"]
 
 LIMIT_DEFAULT = 50
 NS_PER_HOUR = 3_600_000_000_000
@@ -83,10 +84,11 @@ BY = {
     "key": "key_id",
     "provider": "provider",
     "model": "model",
-    "day": f"hour / {HOURS_PER_DAY}",
+    "day": "day",
     "hour": "hour",
 }
 _TIMES = ("day", "hour")
+_LINE = ("tenant", "use_case", "key_id", "provider", "model")
 
 
 def newest(table: Table, chosen: Filter, limit: int) -> Question:
@@ -120,27 +122,59 @@ def conditions(table: Table, chosen: Filter) -> tuple[str, tuple[object, ...]]:
     return f"WHERE {' AND '.join(found)}" if found else "", tuple(values)
 
 
-def usage(by: Sequence[str], chosen: Filter, since_hour: int, until_hour: int) -> Question:
+def usage(by: Sequence[str], chosen: Filter, since_hour: int, until_hour: int, dialect: Dialect = "sqlite") -> Question:
     """Sums over the hours from `since_hour` on and before `until_hour`, a row for each that they are summed `by`: times
     in their order, then what cost most. Of a filter only what usage is summed by counts."""
-    where = ["hour >= ?", "hour < ?"]
-    values: list[object] = [since_hour, until_hour]
-    for name in ("tenant", "use_case", "key_id", "provider", "model"):
+    lines, values = _lines_of_hours(since_hour, until_hour, "")
+    whole = (-(-since_hour // HOURS_PER_DAY), until_hour // HOURS_PER_DAY)
+    if dialect == "postgres" and "hour" not in by and whole[0] < whole[1]:
+        lines, values = _lines_of_days(*whole, since_hour, until_hour)
+    where: list[str] = []
+    for name in _LINE:
         value = getattr(chosen, name)
         if value is not None:
             where.append(f"{name} = ?")
             values.append(value)
     keys = [f"{BY[name]} AS {name}" for name in by]
-    sums = [f"sum({name}) AS {name}" for name in SUMS]
+    # As the tables hold it: no sum is more than a column can be.
+    sums = [
+        f"CAST(CASE WHEN sum({name}) > {INTEGER_MAX} THEN {INTEGER_MAX} ELSE sum({name}) END AS BIGINT) AS {name}"
+        for name in SUMS
+    ]
     places = {name: str(place) for place, name in enumerate(by, 1)}
     order = [place for name, place in places.items() if name in _TIMES]
     order += ["sum(cost_usd_micro) DESC", "sum(input_tokens) + sum(output_tokens) DESC", "sum(requests) DESC"]
     order += [place for name, place in places.items() if name not in _TIMES]
     return Question(
-        f"SELECT {', '.join(keys + sums)} FROM usage_hours WHERE {' AND '.join(where)} "
+        f"SELECT {', '.join(keys + sums)} FROM ({lines}) l {'WHERE ' if where else ''}{' AND '.join(where)} "
         f"GROUP BY {', '.join(places.values())} ORDER BY {', '.join(order)}",
         tuple(values),
     )
+
+
+def _lines_of_hours(since_hour: int, until_hour: int, further: str) -> tuple[str, list[object]]:
+    names = ", ".join((*_LINE, *SUMS))
+    text = f"SELECT hour, hour / {HOURS_PER_DAY} AS day, {names} FROM usage_hours WHERE hour >= ? AND hour < ?{further}"
+    return text, [since_hour, until_hour]
+
+
+def _lines_of_days(first: int, behind: int, since_hour: int, until_hour: int) -> tuple[str, list[object]]:
+    """Whole days from their sums (sql/postgres/0003), with what is not merged into these yet, and the hours before and
+    behind them."""
+    names = ", ".join((*_LINE, *SUMS))
+    text = f"SELECT 0 AS hour, day, {names} FROM usage_days WHERE day >= ? AND day < ?"
+    values: list[object] = [first, behind]
+    first_hour, behind_hour = first * HOURS_PER_DAY, behind * HOURS_PER_DAY
+    for hours in (
+        (first_hour, behind_hour, " AND journal <> ''"),
+        (since_hour, first_hour, ""),
+        (behind_hour, until_hour, ""),
+    ):
+        if hours[0] < hours[1]:
+            further, of_further = _lines_of_hours(*hours)
+            text += f" UNION ALL {further}"
+            values += of_further
+    return text, values
 
 
 def by_names(text: str) -> tuple[str, ...]:

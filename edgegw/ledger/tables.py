@@ -116,7 +116,7 @@ COLUMNS: dict[Table, tuple[Column, ...]] = {
     "requests": (
         Column("TIME (UTC)", lambda row: moment(row["started_ns"]), whole=True),
         Column("TENANT", _text("tenant"), 1),
-        Column("USE CASE", _text("use_case"), 4),
+        Column("USE CASE", _text("use_case"), 5),
         Column("ROUTE", _text("route"), 7),
         Column("MODEL", _target, 2),
         Column("STATE", _text("state")),

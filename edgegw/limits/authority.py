@@ -50,6 +50,10 @@ class Authority(Protocol):
         """A worker remembers that no more than `level` is left: for authorities that forget when they restart."""
         ...
 
+    def standing(self, meter: str) -> tuple[int, int] | None:
+        """Its limit, and what is left of it and leased to nobody, as far as we know; None when nobody asked lately."""
+        ...
+
 
 class Remembered(Struct, array_like=True):
     """A stock as it is kept over a restart. `wall_s`: the Unix seconds at which `level` was true, of `limit`."""
@@ -105,6 +109,12 @@ class MemoryAuthority:
         """What is not leased to anybody right now."""
         found, now_s = self._stock(meter)
         return found.level(now_s)
+
+    def standing(self, meter: str) -> tuple[int, int] | None:
+        if meter not in self._stocks:
+            return None
+        found, now_s = self._stock(meter)
+        return found.limit, found.level(now_s)
 
     # -- over a restart --
 

@@ -1,108 +1,154 @@
-"""Prometheus metrics, derived from the journal's records: nothing is measured for them on a request's path.
+"""What the journal's records add up to, for /metrics and OTLP: nothing is measured for it on a request's path.
 
-Lives in the control process. `observe` takes each record once (a microsecond or so per request), `render` writes the
-text exposition format, version 0.0.4. It knows records and names; not who reads a journal or serves a port.
+Lives in the control process. `observe` takes each record once, in a few microseconds; `families` gives what is counted,
+as numbers and histograms under the names of names.py. How that is written is exposition.py's and otlp_metrics.py's.
 
-The number of series is bounded whatever clients ask for: the first so many targets and routes are shown under their
-names, later ones together as `other`. Tenants are no label.
+How a record is counted: what stands in it is one key, and a key leads to the cells that go up (remembered, so all but
+the first of its kind cost one look-up). Who is shown under a name of its own is decided in seats.py.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate
+from typing import TypeVar
 
 from edgegw import __version__
-from edgegw.ledger.record import AttemptRecord, End, Record, Vitals
+from edgegw.ledger.record import AttemptRecord, End, Record, Try, Vitals
 from edgegw.telemetry import names
 from edgegw.telemetry.names import Family
+from edgegw.telemetry.seats import NONE, OTHER, ROUTES_MAX, TARGETS_MAX, TENANTS_MAX, Seats
 
-TARGETS_MAX = 200  # provider and model; each is some 25 lines
-ROUTES_MAX = 100
-OTHER = "other"
-NO_ROUTE = "none"  # refused before it was routed
 # A worker whose last vitals are so much older than the newest of all is gone (they come once a second).
 VITALS_STALE_NS = 10_000_000_000
+# Of each sort of record; a new one costs a few microseconds, so forgetting them now and then does no harm.
+WAYS_MAX = 10_000
+# Combinations of routes, targets and endings; the rest is counted as `other`. Nobody has so many but by design.
+REQUEST_SERIES_MAX = 5_000
+# Attempts that the gate held back and whose request goes on.
+HELD_MAX = 4_096
+SUCCESS_MAX = 399
+TENANT_UNKNOWN = "unknown"  # of an attempt whose beginning is lost
 
-# Upper bounds in microseconds. Durations reach to the longest total timeout; first tokens of reasoning models take
-# minutes; our own share is a fraction of a millisecond, and its tail is what matters.
+# Upper bounds in microseconds, or tokens. Durations reach to the longest total timeout; our own share is a fraction of
+# a millisecond, and its tail is what matters.
 DURATION_BOUNDS_US: tuple[int, ...] = (5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000)
 DURATION_BOUNDS_US += (5_000_000, 10_000_000, 30_000_000, 60_000_000, 120_000_000, 300_000_000, 600_000_000)
-FIRST_TOKEN_BOUNDS_US: tuple[int, ...] = (
-    10_000,
-    25_000,
-    50_000,
-    100_000,
-    250_000,
-    500_000,
-    1_000_000,
-    2_500_000,
-    5_000_000,
-)
-FIRST_TOKEN_BOUNDS_US += (10_000_000, 20_000_000, 60_000_000, 300_000_000)
 OVERHEAD_BOUNDS_US: tuple[int, ...] = (50, 100, 200, 300, 500, 750, 1_000, 2_000, 5_000, 10_000, 50_000, 250_000)
 OVERHEAD_BOUNDS_US += (1_000_000,)
+# Those of the semantic conventions for generative AI; first tokens of reasoning models take longer than these foresee.
+ATTEMPT_BOUNDS_US = tuple(10_000 << power for power in range(14))
+FIRST_TOKEN_BOUNDS_US: tuple[int, ...] = (1_000, 5_000, 10_000, 20_000, 40_000, 60_000, 80_000, 100_000, 250_000)
+FIRST_TOKEN_BOUNDS_US += (500_000, 750_000, 1_000_000, 2_500_000, 5_000_000, 7_500_000, 10_000_000)
+FIRST_TOKEN_BOUNDS_US += (20_000_000, 60_000_000, 300_000_000)
+PER_TOKEN_BOUNDS_US: tuple[int, ...] = (10_000, 25_000, 50_000, 75_000, 100_000, 150_000, 200_000, 300_000, 400_000)
+PER_TOKEN_BOUNDS_US += (500_000, 750_000, 1_000_000, 2_500_000)
+TOKEN_BOUNDS = tuple(4**power for power in range(14))
 
 Labels = tuple[str, ...]
 Figure = float | Mapping[Labels, float]
 """What others keep: one number, or one for each combination of labels."""
 
+_Key = TypeVar("_Key")
+_Kept = TypeVar("_Kept")
+
 
 class Histogram:
-    """Counts per bucket, and the sum, in microseconds; `le` is inclusive."""
+    """Counts per bucket, and the sum; `le` is inclusive. `one`: so many units make 1 of what is shown."""
 
-    __slots__ = ("bounds_us", "counts", "sum_us")
+    __slots__ = ("bounds", "counts", "one", "sum")
 
-    def __init__(self, bounds_us: tuple[int, ...]) -> None:
-        self.bounds_us = bounds_us
-        self.counts = [0] * (len(bounds_us) + 1)
-        self.sum_us = 0
+    def __init__(self, bounds: tuple[int, ...], one: int = 1_000_000) -> None:
+        self.bounds = bounds
+        self.one = one
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0
 
-    def observe(self, value_us: int) -> None:
-        self.counts[bisect_left(self.bounds_us, value_us)] += 1
-        self.sum_us += value_us
+    def observe(self, value: int) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
 
 
-@dataclass(slots=True)
+Sample = tuple[Labels, float | Histogram]
+
+
+@dataclass(slots=True, eq=False)
+class _Count:
+    value: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class _Target:
     """What is counted of one provider and model. The keys of `attempts` are (kind, outcome)."""
 
-    attempts: dict[tuple[str, str], int] = field(default_factory=dict)
-    retries: dict[str, int] = field(default_factory=dict)
-    fallbacks: dict[str, int] = field(default_factory=dict)
-    input: int = 0
-    output: int = 0
+    attempts: dict[tuple[str, str], _Count] = field(default_factory=dict)
+    durations: dict[str, Histogram] = field(default_factory=dict)
+    retries: dict[str, _Count] = field(default_factory=dict)
+    fallbacks: dict[str, _Count] = field(default_factory=dict)
+    saves: dict[str, int] = field(default_factory=dict)
     cached: int = 0
     cache_write: int = 0
     reasoning: int = 0
     cost_usd_micro: int = 0
     unpriced: int = 0
+    input: Histogram = field(default_factory=lambda: Histogram(TOKEN_BOUNDS, 1))
+    output: Histogram = field(default_factory=lambda: Histogram(TOKEN_BOUNDS, 1))
     first_token: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_BOUNDS_US))
+    per_token: Histogram = field(default_factory=lambda: Histogram(PER_TOKEN_BOUNDS_US))
 
 
-_TOKEN_TYPES = ("input", "output", "cached", "cache_write", "reasoning")
+@dataclass(slots=True, eq=False)
+class _Tenant:
+    requests: dict[str, int] = field(default_factory=dict)
+    input: int = 0
+    output: int = 0
+    cost_usd_micro: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Way:
+    """Where an attempt's record leads; `again` counts why it was made, if it was not the first."""
+
+    target: _Target
+    attempts: _Count
+    again: _Count | None
+    duration: Histogram
 
 
 class Metrics:
-    """All counters of this gateway since its control process started.
+    """All counters of this gateway since its control process started. `routes`, `targets` and `tenants` are those of
+    the settings. `called`: what the semantic conventions call a provider, where it is not its name in the settings.
+    `own`: what others keep (the shipper's lag, …), read when it is asked for."""
 
-    `own`: gauges and counters that others keep (the shipper's lag, …), read when rendered.
-    """
-
-    def __init__(self, own: Mapping[Family, Callable[[], Figure]] | None = None) -> None:
+    def __init__(
+        self,
+        own: Mapping[Family, Callable[[], Figure]] | None = None,
+        *,
+        routes: Collection[str] = (),
+        targets: Collection[tuple[str, str]] = (),
+        tenants: Collection[str] = (),
+        called: Mapping[str, str] | None = None,
+    ) -> None:
         self._own = dict(own or {})
-        self._requests: dict[tuple[str, str, int], int] = {}
-        self._routes: dict[str | None, str] = {None: NO_ROUTE}
+        self._called = dict(called or {})
+        self._route_seats = Seats(ROUTES_MAX, routes)
+        self._target_seats = Seats(TARGETS_MAX, targets)
+        self._tenant_seats = Seats(TENANTS_MAX, tenants)
+        self._requests: dict[Labels, _Count] = {}
         self._targets: dict[tuple[str, str], _Target] = {}
-        self._other_target = _Target()
+        self._tenants: dict[str, _Tenant] = {}
         self._durations = {stream: Histogram(DURATION_BOUNDS_US) for stream in (False, True)}
         self._overhead = Histogram(OVERHEAD_BOUNDS_US)
         self._vitals: dict[int, Vitals] = {}
+        self._request_ways: dict[tuple[object, ...], _Count] = {}
+        self._attempt_ways: dict[tuple[object, ...], _Way] = {}
+        self._tenant_ways: dict[str, _Tenant] = {}
+        self._held: dict[str, tuple[_Target, str]] = {}
         self._observers: dict[type, Callable[..., None]] = {
             End: self._request,
             AttemptRecord: self._attempt,
+            Try: self._another,
             Vitals: self._gauges,
         }
 
@@ -116,41 +162,78 @@ class Metrics:
         if observer is not None:
             observer(record)
 
-    def render(self) -> bytes:
-        """The text exposition format (content type `text/plain; version=0.0.4`)."""
-        return "".join(self._lines()).encode("utf-8", "replace")
+    @property
+    def tenants(self) -> list[str]:
+        """Who is shown under a name of its own, for what others keep of them."""
+        return [name for name in self._tenants if name not in (OTHER, TENANT_UNKNOWN)]
 
     # What is counted
 
     def _request(self, end: End) -> None:
-        route = self._routes.get(end.route) or self._new_route(end.route)
-        key = (route, end.state, end.status)
-        self._requests[key] = self._requests.get(key, 0) + 1
-        self._durations[end.stream].observe(end.duration_us)
-        self._overhead.observe(end.overhead_us)
+        way = (end.route, end.provider, end.model, end.state, end.status, end.error_kind)
+        count = self._request_ways.get(way)
+        if count is None:
+            count = self._new_request_way(way, end)
+        count.value += 1
+        duration_us, overhead_us = end.duration_us, end.overhead_us
+        histogram = self._durations[end.stream]
+        histogram.counts[bisect_left(DURATION_BOUNDS_US, duration_us)] += 1
+        histogram.sum += duration_us
+        histogram = self._overhead
+        histogram.counts[bisect_left(OVERHEAD_BOUNDS_US, overhead_us)] += 1
+        histogram.sum += overhead_us
+        requests = (self._tenant_ways.get(end.tenant) or self._tenant(end.tenant, _went_well(end))).requests
+        requests[end.state] = requests.get(end.state, 0) + 1
+        if self._held:
+            self._held.pop(end.id, None)
 
     def _attempt(self, attempt: AttemptRecord) -> None:
-        name = (attempt.provider, attempt.model)
-        target = self._targets.get(name) or self._new_target(name)
-        kind = attempt.kind
-        key = (kind, attempt.error_kind or "ok")
-        target.attempts[key] = target.attempts.get(key, 0) + 1
-        if kind != "primary":
-            reasons = target.retries if kind == "retry" else target.fallbacks
-            reason = attempt.retry_reason or "unknown"
-            reasons[reason] = reasons.get(reason, 0) + 1
-        if attempt.input_tokens is not None:
-            target.input += attempt.input_tokens
-            target.output += attempt.output_tokens or 0
+        error, reason = attempt.error_kind, attempt.retry_reason
+        key = (attempt.provider, attempt.model, attempt.kind, error, reason)
+        way = self._attempt_ways.get(key)
+        if way is None:
+            way = self._new_attempt_way(key, attempt)
+        target = way.target
+        way.attempts.value += 1
+        if way.again is not None:
+            way.again.value += 1
+        duration_us = attempt.duration_us
+        way.duration.observe(duration_us)
+        used = attempt.input_tokens
+        if used is not None:
+            output = attempt.output_tokens or 0
+            target.input.observe(used)
+            target.output.observe(output)
             target.cached += attempt.cached_tokens or 0
             target.cache_write += attempt.cache_write_tokens or 0
             target.reasoning += attempt.reasoning_tokens or 0
-            if attempt.cost_usd_micro is None:
+            tenant = self._tenant_ways.get(attempt.tenant) or self._tenant(attempt.tenant, error is None)
+            tenant.input += used
+            tenant.output += output
+            cost = attempt.cost_usd_micro
+            if cost is None:
                 target.unpriced += 1
             else:
-                target.cost_usd_micro += attempt.cost_usd_micro
-        if attempt.first_token_us is not None:
+                target.cost_usd_micro += cost
+                tenant.cost_usd_micro += cost
+            first_us = attempt.first_token_us
+            if first_us is not None:
+                target.first_token.observe(first_us)
+                if output > 1:
+                    target.per_token.observe(max(0, duration_us - first_us) // (output - 1))
+        elif attempt.first_token_us is not None:
             target.first_token.observe(attempt.first_token_us)
+        if error is not None and 200 <= attempt.status < 300:
+            if len(self._held) >= HELD_MAX:
+                del self._held[next(iter(self._held))]
+            self._held[attempt.request_id] = target, error
+
+    def _another(self, another: Try) -> None:
+        """The attempt before it was not the end, though its reply had begun well: the gate saved the request."""
+        held = self._held.pop(another.id, None) if self._held else None
+        if held is not None:
+            target, error = held
+            target.saves[error] = target.saves.get(error, 0) + 1
 
     def _gauges(self, vitals: Vitals) -> None:
         before = self._vitals.get(vitals.slot)
@@ -158,66 +241,143 @@ class Metrics:
         if before is None or vitals.wall_ns >= before.wall_ns:
             self._vitals[vitals.slot] = vitals
 
-    def _new_route(self, route: str | None) -> str:
-        if route is None or len(self._routes) > ROUTES_MAX:
-            return OTHER
-        return self._routes.setdefault(route, route)
+    # Who is counted where
 
-    def _new_target(self, name: tuple[str, str]) -> _Target:
-        if len(self._targets) >= TARGETS_MAX or name == (OTHER, OTHER):
-            return self._other_target
-        return self._targets.setdefault(name, _Target())
+    def _new_request_way(self, way: tuple[object, ...], end: End) -> _Count:
+        well = _went_well(end)
+        route = end.route
+        shown_route = NONE if route is None else route if self._route_seats.offers(route, well) else OTHER
+        target = (NONE, NONE)
+        if end.provider is not None:
+            target = self._shown_target(end.provider, end.model or "", well)
+        ending = (end.state, str(end.status), end.error_kind or NONE)
+        key = (shown_route, *target, *ending)
+        if key not in self._requests and len(self._requests) >= REQUEST_SERIES_MAX:
+            key = (OTHER, OTHER, OTHER, *ending)
+        count = self._requests.setdefault(key, _Count())
+        if well or OTHER not in key:  # a way that may still come to a name of its own is looked at again
+            _remember(self._request_ways, way, count)
+        return count
 
-    # How it is written
+    def _new_attempt_way(self, key: tuple[object, ...], attempt: AttemptRecord) -> _Way:
+        well = attempt.error_kind is None
+        name = self._shown_target(attempt.provider, attempt.model, well)
+        target = self._targets.get(name)
+        if target is None:
+            target = self._targets[name] = _Target()
+        kind, outcome = attempt.kind, attempt.error_kind or "ok"
+        again = None
+        if kind != "primary":
+            reasons = target.retries if kind == "retry" else target.fallbacks
+            again = reasons.setdefault(attempt.retry_reason or "unknown", _Count())
+        way = _Way(
+            target,
+            target.attempts.setdefault((kind, outcome), _Count()),
+            again,
+            target.durations.setdefault(outcome, Histogram(ATTEMPT_BOUNDS_US)),
+        )
+        if well or name[1] != OTHER:
+            _remember(self._attempt_ways, key, way)
+        return way
 
-    def _lines(self) -> Iterator[str]:
-        requests = self._requests.items()
-        yield from _simple(names.REQUESTS, (((route, state, str(code)), n) for (route, state, code), n in requests))
-        durations = [(("true" if stream else "false",), histogram) for stream, histogram in self._durations.items()]
-        yield from _histograms(names.REQUEST_DURATION, durations)
-        yield from _histograms(names.OVERHEAD, [((), self._overhead)])
-        yield from self._target_lines()
-        yield from self._worker_lines()
+    def _shown_target(self, provider: str, model: str, success: bool) -> tuple[str, str]:
+        """Providers are those of the settings; there are not many, and a model without a seat is told by its own."""
+        name = (provider, model)
+        return name if self._target_seats.offers(name, success) else (provider, OTHER)
+
+    def _tenant(self, tenant: str, success: bool) -> _Tenant:
+        shown = tenant or TENANT_UNKNOWN
+        seated = self._tenant_seats.offers(shown, success)
+        found = self._tenants.setdefault(shown if seated else OTHER, _Tenant())
+        if seated or success:
+            _remember(self._tenant_ways, tenant, found)
+        return found
+
+    # What is told
+
+    def families(self) -> Iterator[tuple[Family, Iterable[Sample]]]:
+        """Each family once, with all its samples."""
+        yield names.REQUESTS, [(key, count.value) for key, count in self._requests.items()]
+        durations = self._durations.items()
+        yield names.REQUEST_DURATION, [(("true" if stream else "false",), histogram) for stream, histogram in durations]
+        yield names.OVERHEAD, [((), self._overhead)]
+        tenants = self._tenants.items()
+        yield names.TENANT_REQUESTS, [((name, state), n) for name, own in tenants for state, n in own.requests.items()]
+        inputs = [((name, "input"), own.input) for name, own in tenants]
+        yield names.TENANT_TOKENS, [*inputs, *(((name, "output"), own.output) for name, own in tenants)]
+        yield names.TENANT_COST, [((name,), own.cost_usd_micro / 1e6) for name, own in tenants]
+        yield from self._of_targets()
+        yield from self._of_workers()
         for family, read in self._own.items():
             figure = read()
-            yield from _simple(family, figure.items() if isinstance(figure, Mapping) else [((), figure)])
-        yield from _simple(names.BUILD_INFO, [((__version__,), 1)])
+            yield family, list(figure.items()) if isinstance(figure, Mapping) else [((), figure)]
+        yield names.BUILD_INFO, [((__version__,), 1)]
 
-    def _target_lines(self) -> Iterator[str]:
+    def _of_targets(self) -> Iterator[tuple[Family, Iterable[Sample]]]:
         targets = list(self._targets.items())
-        if self._other_target.attempts:
-            targets.append(((OTHER, OTHER), self._other_target))
-        yield from _simple(
+        yield (
             names.ATTEMPTS,
-            (((*name, *key), count) for name, target in targets for key, count in target.attempts.items()),
+            [((*name, *key), count.value) for name, target in targets for key, count in target.attempts.items()],
         )
-        yield from _simple(
-            names.RETRIES, (((*name, why), count) for name, target in targets for why, count in target.retries.items())
+        ends = [(name, outcome, each) for name, target in targets for outcome, each in target.durations.items()]
+        yield names.ATTEMPT_DURATION, [((*name, outcome), histogram) for name, outcome, histogram in ends]
+        for family, reasons in (
+            (names.RETRIES, [(name, target.retries) for name, target in targets]),
+            (names.FALLBACKS, [(name, target.fallbacks) for name, target in targets]),
+        ):
+            yield family, [((*name, why), count.value) for name, each in reasons for why, count in each.items()]
+        yield names.GATE_SAVES, [((*name, why), n) for name, target in targets for why, n in target.saves.items()]
+        used = [
+            (name, type_, histogram)
+            for name, target in targets
+            for type_, histogram in (("input", target.input), ("output", target.output))
+        ]
+        yield names.TOKENS, [((*name, type_), histogram.sum) for name, type_, histogram in used]
+        yield names.CACHED_TOKENS, [(name, target.cached) for name, target in targets]
+        yield names.CACHE_WRITE_TOKENS, [(name, target.cache_write) for name, target in targets]
+        yield names.REASONING_TOKENS, [(name, target.reasoning) for name, target in targets]
+        yield names.COST, [(name, target.cost_usd_micro / 1e6) for name, target in targets]
+        yield names.UNPRICED, [(name, target.unpriced) for name, target in targets if target.unpriced]
+        yield names.FIRST_TOKEN, [(name, target.first_token) for name, target in targets]
+        yield names.TIME_PER_TOKEN, [(name, target.per_token) for name, target in targets]
+        asked = {name: self._operation(*name) for name, _ in targets}
+        yield (
+            names.GEN_AI_DURATION,
+            [((*asked[name], "" if outcome == "ok" else outcome), histogram) for name, outcome, histogram in ends],
         )
-        yield from _simple(
-            names.FALLBACKS,
-            (((*name, why), count) for name, target in targets for why, count in target.fallbacks.items()),
-        )
-        yield from _simple(
-            names.TOKENS,
-            (((*name, type_), getattr(target, type_)) for name, target in targets for type_ in _TOKEN_TYPES),
-        )
-        yield from _simple(names.COST, ((name, target.cost_usd_micro / 1e6) for name, target in targets))
-        yield from _simple(names.UNPRICED, ((name, target.unpriced) for name, target in targets if target.unpriced))
-        yield from _histograms(names.FIRST_TOKEN, [(name, target.first_token) for name, target in targets])
+        yield names.GEN_AI_USAGE, [((*asked[name], type_), histogram) for name, type_, histogram in used]
+        yield names.GEN_AI_FIRST_TOKEN, [(asked[name], target.first_token) for name, target in targets]
+        yield names.GEN_AI_PER_TOKEN, [(asked[name], target.per_token) for name, target in targets]
 
-    def _worker_lines(self) -> Iterator[str]:
+    def _operation(self, provider: str, model: str) -> Labels:
+        return (names.OPERATION_NAME, self._called.get(provider, provider), model)
+
+    def _of_workers(self) -> Iterator[tuple[Family, Iterable[Sample]]]:
         newest_ns = max((vitals.wall_ns for vitals in self._vitals.values()), default=0)
-        families: dict[Family, list[tuple[Labels, float]]] = {}
+        families: dict[Family, list[Sample]] = {}
+        breakers: dict[Labels, float] = {}
         for slot, vitals in sorted(self._vitals.items()):
             if vitals.wall_ns + VITALS_STALE_NS < newest_ns:
                 continue
             for gauge, value in vitals.gauges.items():
-                family = _worker_family(gauge)
-                if family is not None:
+                if gauge.startswith(names.BREAKER_GAUGE):
+                    provider, _, model = gauge.removeprefix(names.BREAKER_GAUGE).partition("/")
+                    labels = (str(slot), *self._shown_target(provider, model, success=False))
+                    breakers[labels] = max(value, breakers.get(labels, 0))
+                elif (family := _worker_family(gauge)) is not None:
                     families.setdefault(family, []).append(((str(slot),), value))
-        for family, samples in families.items():
-            yield from _simple(family, samples)
+        yield from families.items()
+        yield names.BREAKER_STATE, list(breakers.items())
+
+
+def _went_well(end: End) -> bool:
+    return end.error_kind is None and 0 < end.status <= SUCCESS_MAX
+
+
+def _remember(ways: dict[_Key, _Kept], key: _Key, value: _Kept) -> None:
+    if len(ways) >= WAYS_MAX:
+        ways.clear()
+    ways[key] = value
 
 
 def _worker_family(gauge: str) -> Family | None:
@@ -225,47 +385,3 @@ def _worker_family(gauge: str) -> Family | None:
     if known is not None or not (gauge.isascii() and gauge.isidentifier()):
         return known
     return Family(names.WORKER_GAUGE_PREFIX + gauge, "gauge", names.WORKER_GAUGE_HELP, names.WORKER_LABELS)
-
-
-def _head(family: Family) -> str:
-    text = family.help.replace("\\", r"\\").replace("\n", r"\n")
-    return f"# HELP {family.name} {text}\n# TYPE {family.name} {family.type}\n"
-
-
-def _simple(family: Family, samples: Iterable[tuple[Labels, float]]) -> Iterator[str]:
-    yield _head(family)
-    for labels, value in samples:
-        yield f"{family.name}{_braces(family.labels, labels)} {_number(value)}\n"
-
-
-def _histograms(family: Family, samples: Sequence[tuple[Labels, Histogram]]) -> Iterator[str]:
-    yield _head(family)
-    name = family.name
-    with_le = (*family.labels, "le")
-    for labels, histogram in samples:
-        cumulative = list(accumulate(histogram.counts))
-        for bound_us, count in zip(histogram.bounds_us, cumulative, strict=False):
-            yield f"{name}_bucket{_braces(with_le, (*labels, _number(bound_us / 1e6)))} {count}\n"
-        yield f"{name}_bucket{_braces(with_le, (*labels, '+Inf'))} {cumulative[-1]}\n"
-        braces = _braces(family.labels, labels)
-        yield f"{name}_sum{braces} {_number(histogram.sum_us / 1e6)}\n{name}_count{braces} {cumulative[-1]}\n"
-
-
-def _braces(label_names: Labels, values: Labels) -> str:
-    if not label_names:
-        return ""
-    pairs = (f'{name}="{_escaped(value)}"' for name, value in zip(label_names, values, strict=True))
-    return "{" + ",".join(pairs) + "}"
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-
-
-def _number(value: float) -> str:
-    """A Go-style float; whole numbers without a fraction."""
-    if value != value:
-        return "NaN"
-    if value in (float("inf"), float("-inf")):
-        return "+Inf" if value > 0 else "-Inf"
-    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(float(value))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from edgegw import __version__
 from edgegw.settings import values
@@ -89,6 +89,16 @@ def read(environ: Mapping[str, str], instance: str) -> TraceSettings:
         reader.number("OTEL_BSP_EXPORT_TIMEOUT", 30_000.0, float) / 1000,
         tuple(reader.complaints),
     )
+
+
+def _url_parts(url: str) -> SplitResult | None:
+    """None for what is no URL that can be asked."""
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        return None
+    return parts if usable and url.isascii() and url.isprintable() and " " not in url else None
 
 
 def sampler(environ: Mapping[str, str]) -> Sampler:
@@ -188,18 +198,19 @@ class _Reader:
 
     def _url(self, name: str, protocol: Protocol) -> str:
         """That of a signal is used as it is, to that of all signals the signal's path is added."""
-        default = f"http://localhost:{_DEFAULT_PORTS[protocol]}"
-        url = self.text(name) or default
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        path = "" if protocol == "grpc" else _TRACES_PATH
+        default = f"http://localhost:{_DEFAULT_PORTS[protocol]}{path}"
+        url = self.text(name)
+        if url is None:
+            return default
+        parts = _url_parts(url)
+        if parts is None:
             self.complaints.append(f"{name}: expected an http:// or https:// URL")
-            url, parts = default, urlsplit(default)
+            return default
         if protocol == "grpc":
             return url
-        path = parts.path or "/"
-        if name == "OTEL_EXPORTER_OTLP_ENDPOINT":
-            path = parts.path.rstrip("/") + _TRACES_PATH
-        return parts._replace(path=path, fragment="").geturl()
+        whole = parts.path.rstrip("/") + path if name == "OTEL_EXPORTER_OTLP_ENDPOINT" else parts.path or "/"
+        return parts._replace(path=whole, fragment="").geturl()
 
     def _pairs(self, name: str) -> list[tuple[str, str]]:
         """`key=value,…`, both percent-encoded where they have to be."""

@@ -11,13 +11,13 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from decimal import Decimal
 from itertools import count
-from typing import Literal, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 from edgegw.ledger.books import NoLedgerError, check_version
 from edgegw.ledger.postgres.connection import Postgres, Session
 from edgegw.ledger.postgres.schema import version
-from edgegw.ledger.questions import Filter, Question, Row, Table, conditions, newest, select
+from edgegw.ledger.questions import Dialect, Filter, Question, Row, Table, conditions, newest, select
 from edgegw.ledger.schema import Migration
 from edgegw.ledger.store import RejectedError, StoreError
 from edgegw.settings import PostgresAddress
@@ -45,7 +45,7 @@ _Key = tuple[object, ...]
 class PostgresBooks:
     """`known`: the schema that this program writes (schema.py)."""
 
-    dialect: Literal["sqlite", "postgres"] = "postgres"
+    dialect: Dialect = "postgres"
 
     def __init__(self, address: PostgresAddress, known: tuple[Migration, ...]) -> None:
         self.name = str(address).partition("?")[0]

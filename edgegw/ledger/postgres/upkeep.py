@@ -25,13 +25,22 @@ COMPACT_AFTER_HOURS = 2
 _NS_PER_HOUR = 3_600_000_000_000
 
 _KEY = ", ".join(UsageKey._fields)
+_BEHIND_HOUR = ", ".join(UsageKey._fields[1:])
 _LOCK = f"""
 SELECT count(*) FROM (
     SELECT 1 FROM usage_hours WHERE hour < $1 AND journal <> '' ORDER BY {_KEY}, journal FOR UPDATE
 ) locked
 """
+# Into their hour, and into their day: usage_days is what the merged lines come to (sql/postgres/0003).
 _MERGE = f"""
-WITH taken AS (DELETE FROM usage_hours WHERE hour < $1 AND journal <> '' RETURNING *)
+WITH taken AS (DELETE FROM usage_hours WHERE hour < $1 AND journal <> '' RETURNING *),
+days AS (
+    INSERT INTO usage_days (day, {_BEHIND_HOUR}, {", ".join(SUMS)})
+    SELECT hour / 24, {_BEHIND_HOUR}, {", ".join(f"least(sum({name}), {INTEGER_MAX})::bigint" for name in SUMS)}
+      FROM taken GROUP BY hour / 24, {_BEHIND_HOUR}
+    ON CONFLICT (day, {_BEHIND_HOUR}) DO UPDATE SET
+    {", ".join(f"{n} = least(usage_days.{n}::numeric + excluded.{n}, {INTEGER_MAX})::bigint" for n in SUMS)}
+)
 INSERT INTO usage_hours ({_KEY}, journal, {", ".join(SUMS)})
 SELECT {_KEY}, '', {", ".join(f"least(sum({name}), {INTEGER_MAX})::bigint" for name in SUMS)}
   FROM taken GROUP BY {_KEY}
@@ -92,8 +101,8 @@ async def _drop_alone(claim: Session, session: Session, first_kept: int) -> list
 
 
 async def compact(session: Session, before_hour: int) -> int:
-    """Merge the lines of earlier hours of all journals into those of journal ''; how many lines that took. 0 as well
-    when another gateway is at it."""
+    """Merge the lines of earlier hours of all journals into those of journal '', and into their days; how many lines
+    that took. 0 as well when another gateway is at it."""
     await session.execute(BEGIN)
     lines = 0
     if await session.fetchval(f"SELECT pg_try_advisory_xact_lock({LOCK_COMPACT})"):

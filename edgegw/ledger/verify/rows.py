@@ -6,10 +6,10 @@ from collections.abc import Collection
 
 from edgegw.ledger import tables
 from edgegw.ledger.books import Books
-from edgegw.ledger.questions import NS_PER_HOUR, Question, first_id_at
+from edgegw.ledger.questions import HOURS_PER_DAY, NS_PER_HOUR, Question, first_id_at
 from edgegw.ledger.usage import hour_of
 from edgegw.ledger.verify.findings import Report
-from edgegw.ledger.verify.rules import counted, rules, without_request
+from edgegw.ledger.verify.rules import counted, days, rules, say_day, without_request
 
 
 async def check_rows(books: Books, report: Report, open_ids: Collection[str], since_hour: int) -> None:
@@ -18,6 +18,9 @@ async def check_rows(books: Books, report: Report, open_ids: Collection[str], si
     while hour is not None:
         await _check_hour(books, report, open_ids, hour)
         hour = await _next_hour(books, report, hour + 1)
+    if books.dialect == "postgres":
+        for row in await books.rows(days(-(-since_hour // HOURS_PER_DAY))):
+            report.found("sums", *say_day(row))
 
 
 async def _check_hour(books: Books, report: Report, open_ids: Collection[str], hour: int) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edgegw.ledger.questions import NS_PER_HOUR, Question, Row, first_id_at
+from edgegw.ledger.questions import HOURS_PER_DAY, NS_PER_HOUR, Question, Row, first_id_at
+from edgegw.ledger.tables import day
 from edgegw.ledger.usage import SUMS
 from edgegw.ledger.verify.findings import SHOWN_PER_KIND, Kind
 
@@ -60,10 +61,9 @@ def rules(hour: int, dialect: str, coarse: bool) -> tuple[Rule, ...]:
         ),
         Rule(
             "tokens",
-            # Of a request whose worker died only the last finished attempt's tokens are known to it.
             Question(
                 f"SELECT r.id AS id, {', '.join(f'r.{name} AS r_{name}, a.{name} AS a_{name}' for name in _TOKENS)} "
-                f"FROM {joined} WHERE r.state <> 'interrupted' AND "
+                f"FROM {joined} WHERE "
                 f"({' OR '.join(f'coalesce(r.{name}, -1) <> coalesce(a.{name}, -1)' for name in _TOKENS)}) {shown}",
                 (*ids, *ids),
             ),
@@ -186,6 +186,25 @@ def _sums(hour: int, ids: tuple[str, str], coarse: bool) -> Question:
         f"LIMIT {SHOWN_PER_KIND + 1}",
         (*ids, *ids, hour),
     )
+
+
+def days(since_day: int) -> Question:
+    """Lines of the days (sql/postgres/0003) that are not what the merged lines of their hours come to."""
+    key = ", ".join(("day", *_KEY))
+    lines = (
+        f"SELECT {key}, {', '.join(f'-{name} AS {name}' for name in SUMS)} FROM usage_days WHERE day >= ? UNION ALL "
+        f"SELECT hour / {HOURS_PER_DAY} AS {key}, {', '.join(SUMS)} FROM usage_hours WHERE hour >= ? AND journal = ''"
+    )
+    left = ", ".join(f"sum({name}) AS {name}" for name in SUMS)
+    wrong = " OR ".join(f"sum({name}) <> 0" for name in SUMS)
+    text = f"SELECT {key}, {left} FROM ({lines}) l GROUP BY {key} HAVING {wrong} LIMIT {SHOWN_PER_KIND + 1}"
+    return Question(text, (since_day, since_day * HOURS_PER_DAY))
+
+
+def say_day(row: Row) -> tuple[str, str]:
+    """Where a line of a day is wrong, and how."""
+    of, how = _summed(row)
+    return f"the day {day(row['day'])} of {of}", how.replace("the rows have", "its hours have")
 
 
 def _summed(row: Row) -> tuple[str, str]:

@@ -181,6 +181,15 @@ class RedisAuthority:
             tab.heard(self._limit(meter), Answer(0, level, 0), self._clock.now())
             tab.fresh_until_s = inf
 
+    def standing(self, meter: str) -> tuple[int, int] | None:
+        """As Redis said last, or while it is away as we count ourselves."""
+        tab = self._tabs.get(meter)
+        if tab is None:
+            return None
+        limit, absence = self._limit(meter), tab.absence
+        left = tab.left(limit, self._clock.now()) if absence is None else absence.level(self._now_s(tab))
+        return None if left is None else (limit, left)
+
     # -- with Redis --
 
     def _there(self, tab: Tab) -> Server | None:

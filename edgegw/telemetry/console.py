@@ -1,0 +1,101 @@
+"""A line on stdout for every request, for people: what stands there when no collector is named.
+
+    2026-11-25T18:03:04.120Z 0198… acme use_case:support openai/gpt-5-mini complete 200 812+230 tokens $0.001212 …
+
+Nobody waits for stdout either: it is written to while whoever reads it keeps up, and what does not fit is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from edgegw.ledger.record import AttemptRecord
+from edgegw.telemetry.export import RefusedError
+from edgegw.telemetry.spans import Told
+
+# Lines are to be seen soon; a collector's batches take longer to come together.
+DELAY_S = 0.2
+# POSIX: a pipe that is ready takes this much without blocking, whole.
+PIECE_BYTES_MAX = 512 if not hasattr(select, "PIPE_BUF") else select.PIPE_BUF
+READY_TIMEOUT_S = 1.0
+_READY_POLL_S = 0.02
+
+
+class Console:
+    """`fd` is stdout's. It may be a terminal, a pipe or a file; its flags are left as they are, others share it."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+
+    async def pack(self, batch: Sequence[Told]) -> bytes:
+        return "".join([line(told) for told in batch]).encode("utf-8", "backslashreplace")
+
+    async def post(self, packed: bytes) -> int:
+        """Raises RefusedError when nobody reads it (any more): a piece of it may have been read."""
+        while packed:
+            await self._ready()
+            end = packed.rfind(b"\n", 0, PIECE_BYTES_MAX) + 1 or PIECE_BYTES_MAX
+            try:
+                written = os.write(self._fd, packed[:end])
+            except OSError as error:
+                raise RefusedError(f"stdout: {error.strerror}") from None
+            packed = packed[written:]
+        return 0
+
+    async def close(self) -> None:
+        """It is not ours to close."""
+
+    async def _ready(self) -> None:
+        for _ in range(round(READY_TIMEOUT_S / _READY_POLL_S)):
+            if self._poll.poll(0):
+                return
+            await asyncio.sleep(_READY_POLL_S)
+        raise RefusedError("stdout is not read")
+
+
+def line(told: Told) -> str:
+    end, attempts = told.end, told.attempts
+    words = [
+        datetime.fromtimestamp(end.started_ns // 1_000_000 / 1000, UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
+        end.id,
+        _word(end.tenant),
+        _word(end.route or "-"),
+        "-" if end.provider is None else _word(f"{end.provider}/{end.model}"),
+        end.state,
+        str(end.status),
+    ]
+    if end.error_kind is not None and end.error_kind != end.state:
+        words.append(end.error_kind)
+    if end.input_tokens is not None:
+        words.append(f"{end.input_tokens}+{end.output_tokens or 0} tokens")
+    if end.cost_usd_micro:
+        words.append(f"${end.cost_usd_micro / 1e6:.6f}")
+    words.append(_time(end.duration_us))
+    if end.stream and end.first_token_us is not None:
+        words.append(f"(first token {_time(end.first_token_us)})")
+    words.append(f"(own {_time(end.overhead_us)})")
+    if told.parent is not None:
+        words.append(f"trace {told.trace_id}")
+    if end.attempts > 1:
+        words.append(f"{end.attempts} attempts: " + ", ".join(map(_attempt, attempts)))
+    return " ".join(words) + "\n"
+
+
+def _attempt(attempt: AttemptRecord) -> str:
+    target, outcome = _word(f"{attempt.provider}/{attempt.model}"), attempt.error_kind or "ok"
+    return f"{target} {attempt.status or '-'} {outcome} {_time(attempt.duration_us)}"
+
+
+def _time(us: int) -> str:
+    return f"{us / 1e3:.1f} ms" if us < 1_000_000 else f"{us / 1e6:.2f} s"
+
+
+def _word(text: str) -> str:
+    """Clients choose names; none of them looks like the end of a line, or like two words."""
+    return text if text.isprintable() and " " not in text else ascii(text).replace(" ", r"\x20")[1:-1]

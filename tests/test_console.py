@@ -1,0 +1,90 @@
+"""Lines on stdout: what they say, and that nobody waits for whoever reads them."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from span_records import an_attempt, an_end, plain_told, request_id, requests, told_of
+
+from edgegw.ledger.record import AttemptRecord, End
+from edgegw.telemetry import console
+from edgegw.telemetry.console import Console, line
+from edgegw.telemetry.export import RefusedError
+from edgegw.trace import Sampler
+
+ID = request_id(1)
+
+
+def line_of(*attempts: AttemptRecord, **end: Any) -> str:
+    (told,) = told_of(*attempts, an_end(ID, attempts=len(attempts), **end))
+    return line(told)
+
+
+def test_a_line() -> None:
+    assert line_of(an_attempt(ID)) == (
+        f"2025-06-15T15:06:40.000Z {ID} acme use_case:support_summary openai/gpt-5-mini complete 200 812+230 tokens"
+        " $0.001212 801.0 ms (first token 420.5 ms) (own 0.9 ms)\n"
+    )
+
+
+def test_a_line_of_a_request_that_was_tried_again_in_a_trace_of_the_clients() -> None:
+    failed = an_attempt(ID, 1, status=0, error_kind="upstream_connect", duration_us=2_500_000)
+    text = line_of(failed, an_attempt(ID, 2), stream=False, trace="00-" + "a" * 32 + "-" + "b" * 16 + "-01")
+    assert text.endswith(
+        f" (own 0.9 ms) trace {'a' * 32} 2 attempts: openai/gpt-5-mini - upstream_connect 2.50 s,"
+        " openai/gpt-5-mini 200 ok 800.0 ms\n"
+    )
+
+
+def test_a_line_of_a_refused_request() -> None:
+    text = line_of(
+        state="refused",
+        status=404,
+        error_kind="model_not_found",
+        provider=None,
+        model=None,
+        route=None,
+        input_tokens=None,
+        cost_usd_micro=0,
+        stream=False,
+    )
+    assert " acme - - refused 404 model_not_found 801.0 ms (own 0.9 ms)\n" in text
+
+
+@given(requests())
+def test_whatever_a_client_calls_things_it_is_one_line(records: list[AttemptRecord | End]) -> None:
+    (told,) = told_of(*records, sampler=Sampler(parent_based=False))
+    if told.end.started_ns > 250_000_000_000_000_000_000:
+        return
+    text = line(told)
+    assert text.endswith("\n")
+    assert text[:-1].isprintable()
+    assert re.match(r"\S+Z \S+ \S* \S+ \S* \w+ \d+ ", text)
+
+
+async def test_lines_are_written_whole_and_in_order() -> None:
+    reading, writing = os.pipe()
+    place = Console(writing)
+    told = [plain_told(number) for number in range(100)]
+    assert await place.post(await place.pack(told)) == 0
+    os.close(writing)
+    with os.fdopen(reading) as stream:
+        assert stream.read() == "".join(map(line, told))
+
+
+async def test_a_stdout_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "READY_TIMEOUT_S", 0.06)
+    reading, writing = os.pipe()
+    place = Console(writing)
+    packed = await place.pack([plain_told(number) for number in range(1000)])
+    assert len(packed) > 2 * 65_536
+    with pytest.raises(RefusedError, match="not read"):
+        await place.post(packed)
+    os.close(reading)
+    with pytest.raises(RefusedError, match="Broken pipe"):
+        await place.post(packed)
+    os.close(writing)
