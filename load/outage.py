@@ -29,7 +29,7 @@ from typing import Literal
 import uvloop
 
 from edgegw.ledger.room import bytes_on_disk
-from load.chaos import Books, in_thread, verify
+from load.books import Books, in_thread, verify
 from load.clients import BrokenError, Client, chat
 from load.measure import percentile, resident_mib
 from load.processes import (

@@ -20,8 +20,9 @@ pytestmark = pytest.mark.system
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
-# A span of an attempt may seem to end this much after that of its request: two clocks of one machine.
-APART_NS = 1_000_000
+# A span of an attempt may seem to end this much after that of its request: a worker reads one clock after the other,
+# and a busy machine may let it wait in between.
+APART_NS = 100_000_000
 ONCE = {"attempts": 1}
 SOON = {"OTEL_BSP_SCHEDULE_DELAY": "50"}
 
@@ -296,7 +297,7 @@ def test_the_last_spans_are_sent_at_the_stop(simulator: Simulator, gateway: Star
 
 
 def test_without_a_collector_there_is_a_line_for_each_request(simulator: Simulator, gateway: StartGateway) -> None:
-    running = gateway(settings(simulator))
+    running = gateway(settings(simulator), {"LOG_FORMAT": "text"})
     ids = [chat(running.url, model).headers["x-request-id"] for model in ("plain", "fallen", "no-such-model")]
     _, words = running.stop()
     lines = [line for line in words.splitlines() if any(id_ in line for id_ in ids)]
