@@ -125,6 +125,7 @@ class Worker:
     async def _drain(self) -> None:
         """What is in work may finish; what is not finished in time ends with one error event, and is recorded."""
         server = self.server
+        await server.shut_the_door()
         server.drain()
         await self._wait_idle(self.drain_timeout_s)
         server.cancel_work()
