@@ -75,7 +75,8 @@ LAYERS: dict[int, str] = {
     """,
     3: """
         gateway attempts phases
-        control.__init__ control.admin control.journals control.limit_figures control.pulse control.process
+        control.__init__ control.admin control.journals control.limit_figures control.figures control.pulse
+        control.process
         simulator.server
     """,
     4: """
