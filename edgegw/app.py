@@ -505,6 +505,9 @@ def build_control(
         bytes_max=settings.capture.bytes_max,
         adopt=settings.storage.journal.adopt or (),
     )
+    keys: KeyFeed | None = None
+    if settings.auth == "keys":
+        keys = KeyFeed(key_store(place_of(settings), clock.wall_ns), channel_server, rules, clock)
     limit_figures = LimitFigures(shared or in_memory, channel_server.unspent, lambda: metrics.tenants)
     processes: dict[str, int | str] = {"control": "self", "supervisor": os.getppid()}
     in_force = sha256(describe(settings).encode()).hexdigest()[:SETTINGS_HASH_DIGITS]
@@ -515,6 +518,7 @@ def build_control(
             **figures.of_journals(journals),
             **({} if adoption is None else figures.of_adoption(adoption)),
             **figures.of_contents(contents),
+            **({} if keys is None else figures.of_keys(keys)),
             **figures.of_limits(limit_figures),
             **({} if shared is None else figures.of_redis(shared)),
             **({} if tracing is None else figures.of_tracing(tracing)),
@@ -527,9 +531,6 @@ def build_control(
 
     handler = Admin(lambda: control.readiness(), lambda: exposition.page(metrics))
     server = build_server(loop, watch, handler.serve, admin_gate, settings.server, Outbox())
-    keys: KeyFeed | None = None
-    if settings.auth == "keys":
-        keys = KeyFeed(key_store(place_of(settings), clock.wall_ns), channel_server, rules, clock)
     control = ControlProcess(
         watch,
         pulse,

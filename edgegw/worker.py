@@ -163,6 +163,8 @@ class Worker:
             "upstream_busy": sum(pool.busy for pool in pools),
             "upstream_idle": sum(pool.idle for pool in pools),
             "upstream_waiting": sum(pool.waiting for pool in pools),
+            "upstream_waits": sum(pool.waits for pool in pools),
+            "upstream_dialled": sum(pool.dialled for pool in pools),
             "breakers_open": self.attempts.breakers_open,
             "loop_lag_seconds": lag_s,
             "resident_bytes": resident_bytes(),

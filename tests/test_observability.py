@@ -90,6 +90,7 @@ TROUBLE = {
     "EdgegwUpkeepFailing": {"edgegw_ledger_upkeep_errors_total": "0+1x30"},
     "EdgegwRedisAway": {"edgegw_redis_away": "0 1x20"},
     "EdgegwLimitsNotExact": {'edgegw_limits_degraded{worker="0"}': "0 1x20"},
+    "EdgegwKeysFailing": {"edgegw_keys_failing": "0 1x20"},
     "EdgegwErrorRatio": {
         'edgegw_requests_total{state="complete",status="200"}': "0+90x30",
         'edgegw_requests_total{state="failed",status="502"}': "0+4x30",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgegw.content.shipper import ContentShipper
 from edgegw.control.journals import Journals
 from edgegw.control.limit_figures import LimitFigures
+from edgegw.keys.feed import KeyFeed
 from edgegw.ledger.adoption import Adoption
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.upkeep import Upkeeper
@@ -88,6 +89,10 @@ def of_redis(authority: RedisAuthority) -> Figures:
         names.REDIS_ABSENCES: lambda: tally.absences,
         names.REDIS_REPLICAS: lambda: authority.replicas,
     }
+
+
+def of_keys(feed: KeyFeed) -> Figures:
+    return {names.KEYS_FAILING: lambda: feed.failing, names.KEYS_KNOWN: lambda: feed.known}
 
 
 def of_tracing(tracing: Tracing) -> Figures:
