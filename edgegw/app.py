@@ -529,7 +529,7 @@ def build_control(
     )
     control: ControlProcess
 
-    handler = Admin(lambda: control.readiness(), lambda: exposition.page(metrics))
+    handler = Admin(lambda: control.readiness(), lambda: exposition.parts(metrics))
     server = build_server(loop, watch, handler.serve, admin_gate, settings.server, Outbox())
     control = ControlProcess(
         watch,
