@@ -15,7 +15,7 @@ from edgegw.http.client_connection import Waits
 from edgegw.http.outbox import Outbox
 from edgegw.http.reply import JSON, Reply
 from edgegw.http.request import Request, RequestLimits
-from edgegw.http.server import Server
+from edgegw.http.server import QUEUE_S, Server
 from edgegw.http.watch import Watch
 
 Handler = Callable[[Request, Reply], Coroutine[Any, Any, None]]
@@ -268,7 +268,7 @@ async def test_who_has_knocked_before_the_door_is_shut_is_answered(start: Start)
         callers.append(caller)
     late = socket.create_connection(running.address)  # … and will ask only when the door is shut
     shutting = asyncio.ensure_future(running.server.shut_the_door())
-    await asyncio.sleep(0)
+    await asyncio.sleep(2 * QUEUE_S)
     with pytest.raises(ConnectionRefusedError):
         await running.connect()
     late.sendall(POST)

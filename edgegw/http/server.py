@@ -16,6 +16,8 @@ from edgegw.http.outbox import Outbox
 from edgegw.http.request import Request, RequestLimits
 from edgegw.http.watch import Watch
 
+# For handshakes that are under way, and for the loop to let in who waits.
+QUEUE_S = 0.05
 # Whoever is let in last has this long to say what they want, before connections without a request are closed.
 LATECOMERS_S = 1.0
 LATECOMERS_POLL_S = 0.01
@@ -57,8 +59,10 @@ class Server:
 
     async def shut_the_door(self) -> None:
         """Stops accepting, and loses nobody over it: to close a listening socket resets who waits in its queue, and to
-        close a connection resets who has just sent a request over it."""
+        close a connection resets who has just sent a request over it. (That nobody new gets into the queue meanwhile
+        is for the owner of the socket to see to.)"""
         self.draining = True
+        await asyncio.sleep(QUEUE_S)
         for caller in self._stop_listening():
             with suppress(OSError):  # gone already
                 await self.loop.connect_accepted_socket(lambda: ClientConnection(self), caller)
@@ -79,7 +83,6 @@ class Server:
         waiting: list[socket.socket] = []
         if self._listener is not None and self._door is not None:
             with suppress(OSError):  # that nobody waits (any more)
-                self._door.listen(0)  # so that hardly anybody comes in between here and the next lines
                 while True:
                     waiting.append(self._door.accept()[0])
             self._listener.close()
