@@ -37,7 +37,7 @@ def serve(config: str | None) -> None:
 
     SIGTERM or Ctrl-C drains and stops it; SIGHUP reads the settings again.
     """
-    from edgegw import app
+    from edgegw.app import serve as run_gateway
 
     settings = settings_of(config)
     server = settings.server
@@ -47,7 +47,7 @@ def serve(config: str | None) -> None:
         f"{workers}, settings from {settings.source}",
         err=True,
     )
-    sys.exit(app.serve(settings, lambda: read_settings(config)))
+    sys.exit(run_gateway(settings, lambda: read_settings(config)))
 
 
 @main.command()

@@ -1,6 +1,6 @@
 """The life of a worker process: listens, says how it is once a second, drains when it is told to, and leaves.
 
-The parts are made by app.py; here is only what happens to them over time.
+The parts are made by app/worker.py; here is only what happens to them over time.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import uvloop
 
-from edgegw.app import build_control
+from edgegw.app.control import build_control
 from edgegw.ledger.journal import Journal
 from edgegw.settings import load_text
 from load.journal import RECORDS_PER_EXCHANGE, exchanges, write

@@ -2,7 +2,7 @@
 
     python -m load.telemetry [--requests 20000] [--rounds 9] [--strict]
 
-The observer and the exporters of the product, put together as app.py does it, are told the records of plain requests
+The observer and the exporters of the product, put together as app/ does it, are told the records of plain requests
 (one attempt each) in this process; a collector that takes everything runs in another one. A figure is the CPU time of
 this process, all threads, from the first record told to the last span taken, per request: the lower quartile of rounds
 that take turns. Workers are not in it: they do nothing for traces.

@@ -26,7 +26,7 @@ from ledger_traces import (
 )
 
 from edgegw import doors
-from edgegw.app import SystemClock
+from edgegw.app.parts import SystemClock
 from edgegw.clock import ManualClock
 from edgegw.doors import Doors, StartError
 from edgegw.ledger.adoption import Adoption

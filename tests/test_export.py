@@ -16,7 +16,7 @@ import trustme
 from collector import Answer, Collector, closed_port
 from span_records import plain_told, wording
 
-from edgegw.app import SystemClock
+from edgegw.app.parts import SystemClock
 from edgegw.clock import ManualClock
 from edgegw.http.proxies import Proxies
 from edgegw.telemetry.collector import HttpCollector

@@ -81,7 +81,8 @@ LAYERS: dict[int, str] = {
         simulator.server
     """,
     4: """
-        __main__ app cli cli_books cli_content cli_keys cli_migrate cli_options supervisor child doors worker demo show
+        __main__ app.__init__ app.parts app.worker app.books app.telemetry app.control
+        cli cli_books cli_content cli_keys cli_migrate cli_options supervisor child doors worker demo show
         healthcheck migrate keys.command content.command simulator.run
     """,
 }
@@ -158,12 +159,13 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "content.place": ("keys.place", "ledger.schema"),
     "content.postgres": ("ledger.postgres.connection", "ledger.postgres.schema", "ledger.schema"),
     "gateway": ("attempts", "phases"),
-    "app": ("child", "supervisor", "worker"),
+    "app.__init__": ("child", "supervisor"),
+    "app.worker": ("worker",),
     "worker": ("child",),
     "supervisor": ("child", "doors"),
     "demo": ("show",),  # ends with the rows, as `edgegw attempts` prints them
     "cli": (
-        *("app", "cli_books", "cli_content", "cli_keys", "cli_migrate", "cli_options", "demo", "healthcheck"),
+        *("app.__init__", "cli_books", "cli_content", "cli_keys", "cli_migrate", "cli_options", "demo", "healthcheck"),
         "simulator.run",
     ),
     "cli_content": ("cli_options", "content.command", "show"),
@@ -178,7 +180,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
 # What the control process is made of only when it is configured.
 LAZY = {
     *("content.place", "keys.place", "cli", "cli_books", "cli_content", "cli_keys", "cli_migrate", "cli_options"),
-    *("migrate", "app"),
+    *("migrate", "app.books", "app.control", "app.telemetry"),
 }
 
 # What layers 0 and 1 must not have: clock, dice and bytes are arguments.
@@ -208,7 +210,7 @@ LIBRARIES: dict[str, set[str]] = {
     "httptools": {"http.connection", "http.response", "simulator.server"},
     "orjson": {"gateway", "control.admin"},
     "opentelemetry": {"telemetry.collector_grpc"},
-    "uvloop": {"app", "simulator.run"},
+    "uvloop": {"app.__init__", "simulator.run"},
     "yaml": {"settings.document", "simulator.rules_file"},
 }
 

@@ -15,7 +15,8 @@ from ledger_traces import WALL_NS, a_batch, at, sqlite_store
 from postgres_rig import Database
 from settings_cases import BASE
 
-from edgegw.app import SystemClock, build_books
+from edgegw.app.books import build_books
+from edgegw.app.parts import SystemClock
 from edgegw.cli import main
 from edgegw.clock import ManualClock
 from edgegw.ledger.postgres.store import PostgresStore

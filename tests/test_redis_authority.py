@@ -12,7 +12,7 @@ from math import inf
 import pytest
 from redis_rig import Redis
 
-from edgegw.app import SystemClock
+from edgegw.app.parts import SystemClock
 from edgegw.limits.meter import BY_CODE, Meter
 from edgegw.limits.redis.authority import RedisAuthority
 from edgegw.limits.redis.keys import meter_key

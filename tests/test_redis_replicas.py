@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgegw.app import SystemClock
+from edgegw.app.parts import SystemClock
 from edgegw.limits.meter import BY_CODE, Meter
 from edgegw.limits.redis.authority import RedisAuthority
 from edgegw.limits.redis.replicas import FILE_NAME, ReplicasFile

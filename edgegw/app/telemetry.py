@@ -1,0 +1,111 @@
+"""How the control process tells of what happened: spans and figures, and to whom."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import secrets
+from typing import TYPE_CHECKING
+
+from edgegw import __version__
+from edgegw.app.parts import SystemClock
+from edgegw.http.proxies import Proxies
+from edgegw.settings import Settings
+from edgegw.telemetry import console, semconv, variables
+from edgegw.telemetry.console import Console
+from edgegw.telemetry.export import Destination, Exporter
+from edgegw.telemetry.metrics import Metrics
+from edgegw.telemetry.spans import Place, Spans, Wording
+from edgegw.telemetry.tracing import Tracing
+
+if TYPE_CHECKING:
+    from edgegw.telemetry.metric_export import MetricExporter
+
+STDOUT = 1
+
+logger = logging.getLogger("edgegw")
+
+
+def places(settings: Settings) -> dict[str, Place]:
+    return {each.name: Place.of(each.name, each.kind, each.base_url) for each in settings.providers.values()}
+
+
+def build_tracing(settings: Settings, clock: SystemClock, instance: str, *, as_json: bool) -> Tracing | None:
+    """As OpenTelemetry's variables have it. A collector's client is loaded only when one is named."""
+    wanted = variables.read(os.environ, instance)
+    for complaint in wanted.complaints:
+        logger.warning("%s", complaint)
+    dice = random.Random(secrets.randbits(64)).random
+
+    def exporter(destination: Destination, delay_s: float) -> Exporter:
+        return Exporter(
+            destination,
+            clock,
+            dice,
+            delay_s=delay_s,
+            queue_spans_max=wanted.queue_spans_max,
+            batch_spans_max=wanted.batch_spans_max,
+            timeout_s=wanted.export_timeout_s,
+        )
+
+    exporters = []
+    if "otlp" in wanted.exporters:
+        exporters.append(exporter(build_collector(wanted, Wording(places(settings)), clock), wanted.delay_s))
+    if "console" in wanted.exporters:
+        exporters.append(
+            exporter(
+                Console(STDOUT, console.json_line if as_json else console.line), min(console.DELAY_S, wanted.delay_s)
+            )
+        )
+    if not exporters:
+        return None
+    slow_us = round(wanted.slow_s * 1e6)
+    return Tracing(Spans(wanted.sampler, slow_us, [exporter.offer for exporter in exporters]), exporters)
+
+
+def build_collector(wanted: variables.TraceSettings, wording: Wording, clock: SystemClock) -> Destination:
+    about = wanted.resource, semconv.SCOPE, __version__, semconv.SCHEMA_URL
+    if wanted.otlp.protocol == "http/protobuf":
+        from edgegw.telemetry.collector import HttpCollector
+        from edgegw.telemetry.otlp import Encoder
+
+        proxies = Proxies.from_environment(os.environ)
+        return HttpCollector(wanted.otlp, proxies, wording, Encoder(*about), clock)
+    try:
+        from edgegw.telemetry.collector_grpc import GrpcCollector, ReadableSpans
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"OTEL_EXPORTER_OTLP_PROTOCOL=grpc needs {error.name}: pip install 'edgegw[grpc]'") from None
+
+    return GrpcCollector(wanted.otlp, wording, ReadableSpans(*about))
+
+
+def build_metric_exporter(metrics: Metrics, clock: SystemClock, instance: str) -> MetricExporter | None:
+    """None: nobody wants metrics but from /metrics."""
+    wanted = variables.read_metrics(os.environ, instance)
+    for complaint in wanted.complaints:
+        logger.warning("%s", complaint)
+    if wanted.otlp is None:
+        return None
+    from edgegw.telemetry.collector import OtlpHttp
+    from edgegw.telemetry.metric_export import MetricExporter
+    from edgegw.telemetry.otlp_metrics import MetricEncoder
+
+    encoder = MetricEncoder(wanted.resource, semconv.SCOPE, __version__, semconv.SCHEMA_URL, clock.wall_ns())
+    collector = OtlpHttp(wanted.otlp, Proxies.from_environment(os.environ), clock)
+    return MetricExporter(metrics, encoder, collector, clock, wanted.interval_s, wanted.timeout_s)
+
+
+def route_names(settings: Settings) -> set[str]:
+    """As routing.py writes them, but for those of targets that only clients name."""
+    names = {f"use_case:{name}" for name in settings.use_cases}
+    names |= {f"pattern:{name}" if "*" in name else f"model:{name}" for name in settings.models}
+    return names | {f"target:{provider}/{model}" for provider, model in fixed_targets(settings)} | {"default"}
+
+
+def fixed_targets(settings: Settings) -> set[tuple[str, str]]:
+    """The targets that the settings spell out."""
+    routes = [*settings.use_cases.values(), *settings.models.values()]
+    routes += [] if settings.default is None else [settings.default]
+    targets = {(target.provider, target.model) for route in routes for target in route.parsed}
+    return {(provider, model) for provider, model in targets if "*" not in model}
