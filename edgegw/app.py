@@ -14,7 +14,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
@@ -64,6 +64,7 @@ from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
 from edgegw.ledger.sqlite_retention import SqliteRetention
 from edgegw.ledger.syncing import Syncer
+from edgegw.ledger.telling import Observer
 from edgegw.ledger.upkeep import Upkeep, Upkeeper
 from edgegw.leg import LegWaits
 from edgegw.limits import tally
@@ -382,10 +383,7 @@ def build_collector(wanted: variables.TraceSettings, wording: Wording, clock: Sy
         from edgegw.telemetry.otlp import Encoder
 
         proxies = Proxies.from_environment(os.environ)
-        try:
-            return HttpCollector(wanted.otlp, proxies, wording, Encoder(*about), clock)
-        except ValueError as error:
-            raise SystemExit(f"OTEL_EXPORTER_OTLP_ENDPOINT: {error}") from None
+        return HttpCollector(wanted.otlp, proxies, wording, Encoder(*about), clock)
     try:
         from edgegw.telemetry.collector_grpc import GrpcCollector, ReadableSpans
     except ModuleNotFoundError as error:
@@ -427,7 +425,9 @@ def build_books(
     return store, [PostgresUpkeep(address, known, clock, retention_s)]
 
 
-def build_adoption(settings: Settings, clock: SystemClock, state_dir: Path, price: Price) -> Adoption | None:
+def build_adoption(
+    settings: Settings, clock: SystemClock, state_dir: Path, price: Price, observers: Sequence[Observer]
+) -> Adoption | None:
     """Who ships what gateways that are gone have left, into the database that is theirs and ours."""
     patterns, url = settings.storage.journal.adopt, settings.postgres_url
     if not patterns or url is None:
@@ -435,7 +435,11 @@ def build_adoption(settings: Settings, clock: SystemClock, state_dir: Path, pric
     from edgegw.ledger.postgres.store import PostgresStore  # build_books has seen that it is there
 
     address, known = parse_postgres(url.reveal()), migrations("postgres")
-    return Adoption(state_dir, patterns, lambda journal: PostgresStore(address, known, clock, journal), clock, price)
+
+    def store_for(journal: str) -> PostgresStore:
+        return PostgresStore(address, known, clock, journal)
+
+    return Adoption(state_dir, patterns, store_for, clock, price, observers)
 
 
 def adoption_figures(adoption: Adoption) -> dict[Family, Callable[[], Figure]]:
@@ -532,9 +536,9 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     store, upkeeps = build_books(settings, clock, state_dir)
     prices = PriceList(settings.prices, settings.providers.values(), shipped_prices())
     upkeeper = Upkeeper(upkeeps, clock)
-    observers = [metrics.observe, *([] if tracing is None else [tracing.spans.observe])]
-    shipper = Shipper(state_dir, store, clock, prices.price, observers)
-    adoption = build_adoption(settings, clock, state_dir, prices.price)
+    traced: list[Observer] = [] if tracing is None else [tracing.spans.observe]
+    shipper = Shipper(state_dir, store, clock, prices.price, [metrics.observe, *traced])
+    adoption = build_adoption(settings, clock, state_dir, prices.price, traced)
     if adoption is not None:
         metrics.add(adoption_figures(adoption))
     contents = ContentShipper(

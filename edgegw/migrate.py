@@ -64,8 +64,10 @@ def standing(settings: Settings) -> Standing:
     if url is None:
         path = Path(settings.sqlite_path)
         return Standing(str(path), _sqlite_version(path), migrations("sqlite"))
-    from edgegw.ledger.postgres import schema
-
+    try:
+        from edgegw.ledger.postgres import schema
+    except ModuleNotFoundError as error:
+        raise MigrateError(f"storage.database_url needs {error.name}: pip install 'edgegw[postgres]'") from None
     return Standing(_name(url), _in_postgres(url, schema.version), migrations("postgres"))
 
 

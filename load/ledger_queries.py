@@ -1,7 +1,7 @@
 """Whether the books are read fast enough when there is much in them: the questions of `edgegw usage` and of
 `edgegw requests`, as the commands ask them, on a PostgreSQL with ten million requests of a month.
 
-    python -m load.ledger_queries                      ten million requests; some ten minutes, and 12 GB of disk
+    python -m load.ledger_queries                      ten million requests: up to half an hour, and 12 GB of disk
     python -m load.ledger_queries --rows 50000         a first look
 
 It starts a server of its own, makes the tables with the gateway's own files, fills them by SQL, and asks each question

@@ -6,6 +6,7 @@ CPU time comes from `schedstat` (nanoseconds, every thread) where the kernel kee
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -91,6 +92,15 @@ def memory_of(pid: int) -> Memory:
         pss += kib["Pss"]
         anonymous += kib["Pss_Anon"]
     return Memory(pss / 1024, anonymous / 1024)
+
+
+def resident_mib(pid: int, name: str = "VmRSS") -> float:
+    """Of one process; VmHWM is the most it ever was. 0 when it is gone."""
+    with contextlib.suppress(OSError):
+        for line in (_PROC / str(pid) / "status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -20,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from postgres_rig import Database, Postgres, PostgresHouse, can_mount
 from redis_rig import HOST, House, Redis, Sentinels, Slow
-from rig import REPOSITORY, Gateway, Simulator, ask, eventually, start_gateway, start_simulator
+from rig import CLIENT_KEY, REPOSITORY, Gateway, Simulator, ask, eventually, start_gateway, start_simulator
 
 __all__ = [
+    "CLIENT_KEY",
     "HOST",
     "REPOSITORY",
     "Database",

@@ -7,7 +7,7 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -32,9 +32,11 @@ from edgegw.doors import Doors, StartError
 from edgegw.ledger.adoption import Adoption
 from edgegw.ledger.assembly import unpriced
 from edgegw.ledger.identity import ADOPTED, LOCK_FILE, identity
+from edgegw.ledger.record import End, Record
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.sqlite import SqliteStore
 from edgegw.ledger.store import Batch, Checkpoint, StoreError
+from edgegw.ledger.telling import Observer
 
 WAIT_S = 10.0
 
@@ -44,7 +46,9 @@ def store_in(database: Path) -> Callable[[str], SqliteStore]:
     return lambda journal: SqliteStore(database, migrations("sqlite"), ManualClock(wall_ns=WALL_NS), journal)
 
 
-def adoption(tmp_path: Path, *, store_for: Callable[[str], SqliteStore] | None = None) -> Adoption:
+def adoption(
+    tmp_path: Path, *, store_for: Callable[[str], SqliteStore] | None = None, observers: Sequence[Observer] = ()
+) -> Adoption:
     own = tmp_path / "gateways" / "own"
     own.mkdir(parents=True, exist_ok=True)
     return Adoption(
@@ -53,6 +57,7 @@ def adoption(tmp_path: Path, *, store_for: Callable[[str], SqliteStore] | None =
         store_for or store_in(tmp_path / "books.db"),
         SystemClock(),
         unpriced,
+        observers,
         watch_every_s=0.002,
         patience_s=0.2,
     )
@@ -82,8 +87,10 @@ def hold(state_dir: Path) -> int:
 
 async def test_what_is_left_is_stored_under_its_own_name_and_let_go(tmp_path: Path) -> None:
     first, second = gone(tmp_path, "a"), gone(tmp_path, "b", 5000)
-    adopting = adoption(tmp_path)
+    told: list[Record] = []
+    adopting = adoption(tmp_path, observers=[told.append])
     await adopting.look()
+    assert sum(isinstance(record, End) for record in told) == 22
     found = states(tmp_path / "books.db")
     assert sorted(found.values()) == ["complete"] * 20 + ["interrupted"] * 2
     assert (adopting.adopted.journals, adopting.adopted.failures, adopting.adopted.shipping) == (2, 0, None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from load.chaos import CASES, Kind, play
+from load.chaos import play
+from load.faults import CASES, Kind
 
 pytestmark = pytest.mark.system
 

@@ -21,7 +21,7 @@ from edgegw.settings.environment import VARIABLES
 from edgegw.settings.fields import ROOT
 from edgegw.settings.specs import Section, inner
 from edgegw.simulator.rules import WORDS
-from edgegw.telemetry import names
+from edgegw.telemetry import export, names, semconv
 
 HOUSE = Path(__file__).parent.parent
 PAGES = [HOUSE / "README.md", HOUSE / "load" / "README.md", *sorted((HOUSE / "docs").glob("*.md"))]
@@ -194,6 +194,21 @@ def test_every_metric_that_is_named_exists() -> None:
         if not word.startswith(names.WORKER_GAUGE_PREFIX)
     }
     assert named <= families
+
+
+def test_every_attribute_of_a_span_is_in_the_page_on_traces() -> None:
+    told = set(_SPAN.findall(page("docs/traces.md")))
+    named = {value for name, value in vars(semconv).items() if name.isupper() and isinstance(value, str)}
+    assert named - told <= {semconv.SCHEMA_URL, semconv.SCOPE}
+    dotted = {
+        word for word in told if re.fullmatch(r"(?:gen_ai|edgegw|http|url|server|error|session|user)\.[a-z_.]+", word)
+    }
+    assert dotted <= named
+
+
+def test_every_reason_for_a_span_that_is_dropped() -> None:
+    told = [row[0] for row in rows(section(page("docs/traces.md"), "When the collector is away"))]
+    assert sorted(told) == sorted(re.findall(r"^    (\w+) +\w", export.__doc__ or "", re.MULTILINE))
 
 
 # -- commands and links --

@@ -287,9 +287,21 @@ async def test_a_collector_over_tls_is_known_by_its_certificate(tmp_path: Path) 
             await send(http(peer.url), plain_told())
 
 
-def test_certificates_that_cannot_be_used_are_told_at_the_start(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="certificates"):
-        http("https://localhost:1", certificate=str(tmp_path / "none.pem"))
+async def test_certificates_may_come_late_and_be_renewed(tmp_path: Path) -> None:
+    authority, other = trustme.CA(), trustme.CA()
+    context, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), tmp_path / "ca.pem"
+    authority.issue_cert("localhost").configure_cert(context)
+    with Collector(tls=context) as peer:
+        collector = http(peer.url, certificate=str(ours))
+        packed = await collector.pack([plain_told()])
+        with pytest.raises(AwayError, match="certificates for the collector cannot be used"):
+            await collector.post(packed)
+        other.cert_pem.write_to_path(str(ours))
+        with pytest.raises(AwayError, match="no TLS connection"):
+            await collector.post(packed)
+        authority.cert_pem.write_to_path(str(ours))
+        assert await collector.post(packed) == 0
+        await collector.close()
 
 
 async def test_a_slow_collector_costs_nothing_but_drops() -> None:

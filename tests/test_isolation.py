@@ -258,12 +258,12 @@ def check_rows(crowd: Crowd, kept: list[dict[str, Any]]) -> None:
 
 
 def check_what_the_operator_sees(crowd: Crowd, house: Gateway, simulator: Simulator) -> None:
-    """Prompts and credentials are nowhere, names of tenants and keys in no label and no line; a provider is told of
-    one tenant at a time, and of no key."""
+    """Prompts and credentials are nowhere, names of keys in no label and no line; a provider is told of one tenant at a
+    time, and of no key. Tenants are named to the operator, in metrics and in a request's line on stdout."""
     metrics = ask(house.admin_url, "GET", "/metrics").body.decode()
     log = house.running.said
     for tenant in crowd.tenants:
-        for text in (tenant.name, tenant.key_name, tenant.prompt, tenant.credential):
+        for text in (tenant.key_name, tenant.prompt, tenant.credential):
             assert canary(text) not in metrics, f"{text} in the metrics"
             assert canary(text) not in log, f"{text} in the log"
     for request in ask(simulator.url, "GET", "/simulator/requests").json:

@@ -14,8 +14,9 @@ import shutil
 import sqlite3
 import tempfile
 import types
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from edgegw.ledger.record import AttemptRecord
 from edgegw.ledger.rejected import rows_set_aside
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
+from edgegw.ledger.store import Store
 
 BATCH_ROWS = 24
 POISON = Target("openai", "unpayable")
@@ -160,8 +162,15 @@ def abandon() -> None:
 
 
 async def ship(state_dir: Path, at: int = -1, then: Callable[[], None] = abandon) -> int:
-    """A control process's life; how many waits it had. Raises Crash and CancelledError."""
+    """A control process's life, with SQLite; how many waits it had. Raises Crash and CancelledError."""
     store = sqlite_store(state_dir / "books.db")
+    return await lived(state_dir, store, partial(quiet, store), at, then)
+
+
+async def lived(
+    state_dir: Path, store: Store, died: Callable[[], Awaitable[None]], at: int, then: Callable[[], None]
+) -> int:
+    """`died` does what the kernel would do for a process that is gone."""
     clock = ManualClock(wall_ns=WALL_NS)
     shipper = Shipper(state_dir, store, clock, priced, poll_s=0.002, batch_rows_max=BATCH_ROWS)
     life = shipper.run()
@@ -172,7 +181,7 @@ async def ship(state_dir: Path, at: int = -1, then: Callable[[], None] = abandon
     running = asyncio.create_task(run())
     await asyncio.sleep(0)
     await shipper.stop(WAIT_S)
-    await quiet(store)
+    await died()
     try:
         return await running
     finally:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
+import asyncpg
 import pytest
+from asyncpg.types import ServerVersion
 from click.testing import CliRunner, Result
 from ledger_traces import WALL_NS, a_batch, at, sqlite_store
 from postgres_rig import Database
+from settings_cases import BASE
 
+from edgegw.app import SystemClock, build_books
 from edgegw.cli import main
 from edgegw.clock import ManualClock
 from edgegw.ledger.postgres.store import PostgresStore
 from edgegw.ledger.schema import Migration, migrations
 from edgegw.ledger.store import Checkpoint, SchemaTooNewError, StoreError
-from edgegw.settings import parse_postgres
+from edgegw.settings import load_text, parse_postgres
 
 KNOWN = migrations("postgres")
 NEXT = len(KNOWN) + 1
@@ -68,6 +74,14 @@ async def test_a_migration_that_fails_leaves_nothing_behind(postgres: Database) 
     assert await store.read_checkpoint() == Checkpoint()
     await store.close()
     assert postgres.value("SELECT to_regclass('half')::text") is None
+
+
+async def test_a_server_that_is_too_old_is_told_so(postgres: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asyncpg.Connection, "get_server_version", lambda _: ServerVersion(13, 22, 0, "final", 0))
+    store = a_store(postgres.dsn)
+    with pytest.raises(StoreError, match="version 13; 14 or newer is needed"):
+        await store.read_checkpoint()
+    await store.close()
 
 
 @pytest.fixture
@@ -132,6 +146,28 @@ def test_the_command_says_when_nobody_answers(tmp_path: Path) -> None:
         assert failed.exit_code == 1
         assert "PostgreSQL 127.0.0.1:1/d" in failed.output
         assert "s3cret" not in failed.output
+
+
+@pytest.fixture
+def without_asyncpg(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(("edgegw.ledger.postgres", "asyncpg"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+
+
+@pytest.mark.usefixtures("without_asyncpg")
+def test_without_the_client_it_is_said_what_to_install(tmp_path: Path) -> None:
+    url = "postgresql://u:s3cret@h/d"
+    failed = migrate("check", url=url, place=tmp_path)
+    assert failed.exit_code == 1
+    assert "storage.database_url needs asyncpg: pip install 'edgegw[postgres]'" in failed.output
+    with pytest.raises(SystemExit, match="needs asyncpg: pip install 'edgegw"):
+        build_books(load_text(f"{BASE}storage: {{database_url: '{url}'}}", {}), SystemClock(), tmp_path)
+
+
+def test_a_gateway_without_a_postgresql_does_not_load_its_client() -> None:
+    loaded = "import edgegw.app, edgegw.cli, edgegw.migrate, sys; print('asyncpg' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True).stdout == "False\n"
 
 
 async def test_the_command_goes_for_sqlite_as_well(tmp_path: Path) -> None:

@@ -336,6 +336,20 @@ async def test_a_nul_in_a_name_is_marked_and_the_row_is_there(postgres: Database
     assert sums(postgres) == summed(3)
 
 
+async def test_a_constraint_of_somebody_else_is_waited_for_and_told_without_the_row(
+    postgres: Database, store_of: MakeStore
+) -> None:
+    store = store_of(postgres)
+    await store.read_checkpoint()
+    postgres.do("ALTER TABLE requests ADD CONSTRAINT of_theirs CHECK (tenant <> 'acme')")
+    with pytest.raises(StoreError, match="of_theirs") as caught:
+        await store.write(a_batch(range(2)), at(1, 1))
+    assert "support_summary" not in str(caught.value)
+    postgres.do("ALTER TABLE requests DROP CONSTRAINT of_theirs")
+    await store.write(a_batch(range(2)), at(1, 1))
+    assert sums(postgres) == summed(2)
+
+
 BEYOND = 2**63
 REJECTED: list[tuple[str, Any]] = [
     ("started_ns", BEYOND),

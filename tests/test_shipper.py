@@ -449,7 +449,9 @@ async def test_an_observer_that_fails_does_not_stop_the_books(tmp_path: Path) ->
     assert len(states(tmp_path / "books.db")) == 5
 
 
-async def test_stop_gives_up_in_time_and_the_next_start_goes_on(tmp_path: Path) -> None:
+async def test_stop_gives_up_in_time_and_the_next_start_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     journal = open_journal(tmp_path)
     play(journal, 1)
     journal.close()
@@ -459,6 +461,7 @@ async def test_stop_gives_up_in_time_and_the_next_start_goes_on(tmp_path: Path) 
     running = asyncio.create_task(shipper.run())
     await until(lambda: shipper.tally.errors > 0)
     assert not await shipper.stop(0.01)
+    assert "stops before all is stored" in caplog.text
     assert running.cancelled()
     await store.close()
     store = FaultyStore(sqlite_store(path), nothing, nothing)

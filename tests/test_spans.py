@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.semconv import attributes
+from opentelemetry.semconv._incubating import attributes as incubating
+from opentelemetry.semconv.schemas import Schemas
 from span_records import GOLDEN, WALL_NS, an_attempt, an_end, plain_told, request_id, requests, told_of, wording
 
 from edgegw.clock import uuid7
 from edgegw.ledger.record import AttemptRecord, Begin, End, Try, Vitals
+from edgegw.telemetry import semconv
 from edgegw.telemetry import spans as module
 from edgegw.telemetry.spans import CLIENT, SERVER, Place, Span, Spans
 from edgegw.trace import Sampler, attempt_span_id, own_trace_id, span_id
@@ -165,6 +171,19 @@ def test_no_two_spans_are_the_same_and_all_of_a_request_are_one_tree(records: li
     assert len({span.span_id for span in (server, *clients)}) == len(records)
     assert {client.parent_id for client in clients} <= {server.span_id}
     assert all(span.started_ns <= span.ended_ns for span in (server, *clients))
+
+
+def test_names_that_are_not_ours_are_those_of_the_conventions() -> None:
+    known = {
+        value
+        for package in (attributes, incubating)
+        for module_info in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+        for value in vars(importlib.import_module(module_info.name)).values()
+        if isinstance(value, str)
+    }
+    used = {value for name, value in vars(semconv).items() if name.isupper() and isinstance(value, str)}
+    assert {name for name in used if not name.startswith("edgegw")} - known == {semconv.SCHEMA_URL}
+    assert semconv.SCHEMA_URL in {schema.value for schema in Schemas}
 
 
 # -- which are told --

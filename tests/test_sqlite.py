@@ -190,6 +190,23 @@ async def test_a_number_that_no_column_holds_does_not_kill_the_store(tmp_path: P
     await store.close()
 
 
+async def test_a_provider_may_report_any_number_of_tokens(tmp_path: Path) -> None:
+    """Their sum stays a whole number that a column holds, within a batch and over several."""
+    path = tmp_path / "books.db"
+    store = sqlite_store(path)
+    for start in (0, 2):
+        batch = a_batch(range(start, start + 2))
+        for row in batch.attempts:
+            row.input_tokens = 2**63 - 1
+        await store.write(batch, at(1, start))
+    await store.write(a_batch(range(4, 5)), at(1, 9))
+    await store.close()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT sum(requests), max(input_tokens) FROM usage_hours").fetchall() == [
+            (5, 2**63 - 1)
+        ]
+
+
 async def test_the_shipper_gets_over_a_disk_that_was_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgegw.ledger.shipper.BACKOFF_MIN_S", 0.002)
     path = tmp_path / "books.db"

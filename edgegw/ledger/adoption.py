@@ -6,7 +6,8 @@ can be had belongs to a gateway that is gone. Whoever has it ships that journal 
 that directory's journal identity, so that what was stored before is known, and nothing twice. Then it lets go.
 
 One directory at a time, for as long as that gets on. A gateway that comes back meanwhile waits for the lock (doors.py).
-Its metrics are not told of what is adopted: they are of its own requests.
+Its metrics are not told of what is adopted: they are of its own requests. Its traces are: somebody waits for the end of
+the others.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from edgegw.ledger.life import JOURNAL_DIR, LIFE_NAME
 from edgegw.ledger.reader import Damage
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.store import Store
+from edgegw.ledger.telling import Observer
 
 LOOK_EVERY_S = 60.0
 # How often it is seen whether an adopted journal is shipped.
@@ -63,6 +65,7 @@ class Adoption:
         store_for: Callable[[str], Store],
         clock: Clock,
         price: Price,
+        observers: Sequence[Observer] = (),
         *,
         watch_every_s: float = WATCH_EVERY_S,
         patience_s: float = PATIENCE_S,
@@ -72,6 +75,7 @@ class Adoption:
         self._store_for = store_for
         self._clock = clock
         self._price = price
+        self._observers = tuple(observers)
         self._watch_every_s = watch_every_s
         self._patience_s = patience_s
         self.adopted = Adopted()
@@ -115,7 +119,7 @@ class Adoption:
         adopted = self.adopted
         name = adopted.shipping = await asyncio.to_thread(identity, state_dir)
         store = self._store_for(name)
-        shipper = Shipper(state_dir, store, self._clock, self._price)
+        shipper = Shipper(state_dir, store, self._clock, self._price, self._observers)
         shipping = asyncio.create_task(shipper.run())
         try:
             if await self._until_shipped(state_dir, shipper, shipping):

@@ -17,6 +17,7 @@ import msgspec
 from edgegw.clock import Clock
 from edgegw.ledger.record import (
     ATTEMPT_COLUMNS,
+    INTEGER_MAX,
     REQUEST_COLUMNS,
     AttemptRecord,
     End,
@@ -117,7 +118,8 @@ class SqliteStore:
         if connection.total_changes - before != len(requests) + len(attempts):
             return False
         usage = usage_of(requests, attempts)
-        connection.executemany(self._add_usage, [(*key, self._journal, *sums) for key, sums in usage.items()])
+        lines = [(*key, self._journal, *(min(n, INTEGER_MAX) for n in sums)) for key, sums in usage.items()]
+        connection.executemany(self._add_usage, lines)
         return True
 
     def _new(self, connection: sqlite3.Connection, batch: Batch) -> tuple[list[End], list[AttemptRecord]]:
@@ -178,7 +180,8 @@ def _insert(table: str, columns: tuple[str, ...], key: str) -> str:
 
 def _adding(table: str, key: tuple[str, ...], sums: tuple[str, ...]) -> str:
     marks = ", ".join("?" * (len(key) + len(sums)))
-    added = ", ".join(f"{name} = {name} + excluded.{name}" for name in sums)
+    # A provider may report any number; the sum of two that no column holds is the largest that one does.
+    added = ", ".join(f"{name} = min({name} + excluded.{name}, {INTEGER_MAX})" for name in sums)
     return (
         f"INSERT INTO {table} ({', '.join(key + sums)}) VALUES ({marks}) "
         f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {added}"

@@ -1,12 +1,12 @@
 """The names of attributes in our spans: OpenTelemetry's semantic conventions where they have one, `edgegw.*` else.
 
-Versions: general and HTTP conventions 1.43.0, those for generative AI 0.1.0 of their own repository (all in
+Versions: general and HTTP conventions 1.44.0, those for generative AI 0.1.0 of their own repository (all in
 development: names may still change, and then they change here). Nothing but names and the words that stand for us.
 """
 
 from __future__ import annotations
 
-SCHEMA_URL = "https://opentelemetry.io/schemas/1.43.0"
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 SCOPE = "edgegw"
 
 # General and HTTP, stable but for session.id and user.id.

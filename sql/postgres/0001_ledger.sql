@@ -135,6 +135,9 @@ CREATE TABLE usage_hours (
     PRIMARY KEY (hour, tenant, use_case, key_id, provider, model, journal)
 ) WITH (fillfactor = 50);
 
+-- What is still to be merged.
+CREATE INDEX usage_hours_of_journals ON usage_hours (hour) WHERE journal <> '';
+
 COMMENT ON TABLE usage_hours IS 'Sums of the rows by the hour, exact at every moment';
 COMMENT ON COLUMN usage_hours.hour IS 'Hours since 1970, of the request''s id';
 COMMENT ON COLUMN usage_hours.journal IS 'The gateway that wrote the rows: each adds to lines of its own, so none waits';

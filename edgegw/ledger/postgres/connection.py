@@ -126,6 +126,9 @@ def _meant(error: Exception) -> type[StoreError] | type[RejectedError]:
 
 
 def _words(error: BaseException) -> str:
+    """Without PostgreSQL's DETAIL, which shows the values of a row."""
+    if isinstance(error, asyncpg.PostgresError):
+        return str(error.args[0]) if error.args else type(error).__name__
     if isinstance(error, TimeoutError) and not str(error):
         return "no answer in time"
     return str(error) or type(error).__name__

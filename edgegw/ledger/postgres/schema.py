@@ -14,6 +14,8 @@ from edgegw.ledger.store import StoreError
 
 # The wait for another gateway that migrates, and for a file that fills a large table.
 MIGRATION_TIMEOUT_S = 3600.0
+# Detaches partitions without blocking anybody.
+MAJOR_MIN = 14
 # Which of the advisory locks of a database is ours: "edgegw", and what it is for.
 LOCK_MIGRATE = 0x6564_6765_6777_01
 LOCK_PARTITIONS = 0x6564_6765_6777_02
@@ -42,6 +44,8 @@ async def migrate(session: Session, known: tuple[Migration, ...], wall_ns: int) 
     """Bring a database up to the last of the files; what was applied. Raises SchemaTooNewError, StoreError where the
     role may not, and asyncpg's errors as they come."""
     applied: list[Migration] = []
+    if (major := session.get_server_version().major) < MAJOR_MIN:
+        raise StoreError(f"the server is PostgreSQL of version {major}; {MAJOR_MIN} or newer is needed")
     while True:
         have = await version(session)
         check(have, known)

@@ -61,10 +61,9 @@ def rules(hour: int, dialect: str, coarse: bool) -> tuple[Rule, ...]:
         ),
         Rule(
             "tokens",
-            # Of a request whose worker died only the last finished attempt's tokens are known to it.
             Question(
                 f"SELECT r.id AS id, {', '.join(f'r.{name} AS r_{name}, a.{name} AS a_{name}' for name in _TOKENS)} "
-                f"FROM {joined} WHERE r.state <> 'interrupted' AND "
+                f"FROM {joined} WHERE "
                 f"({' OR '.join(f'coalesce(r.{name}, -1) <> coalesce(a.{name}, -1)' for name in _TOKENS)}) {shown}",
                 (*ids, *ids),
             ),

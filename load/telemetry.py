@@ -1,0 +1,218 @@
+"""What traces cost the control process: us of CPU per request, on top of keeping the books.
+
+    python -m load.telemetry [--requests 20000] [--rounds 9] [--strict]
+
+The observer and the exporters of the product, put together as app.py does it, are told the records of plain requests
+(one attempt each) in this process; a collector that takes everything runs in another one. A figure is the CPU time of
+this process, all threads, from the first record told to the last span taken, per request: the lower quartile of rounds
+that take turns. Workers are not in it: they do nothing for traces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import quantiles
+from typing import Any
+
+import click
+import uvloop
+
+from edgegw import __version__
+from edgegw.clock import uuid7
+from edgegw.http.proxies import Proxies
+from edgegw.ledger.record import AttemptRecord, End
+from edgegw.telemetry import semconv, variables
+from edgegw.telemetry.collector import HttpCollector
+from edgegw.telemetry.console import Console
+from edgegw.telemetry.export import Destination, Exporter
+from edgegw.telemetry.otlp import Encoder
+from edgegw.telemetry.spans import Place, Spans, Wording
+
+WALL_NS = 1_750_000_000_000_000_000
+TENANTS = 50
+# Told in one go, as the shipper does with a portion of what it reads.
+PORTION = 128
+# Takes a request, says 200, forgets it.
+COLLECTOR = """
+import asyncio, uvloop
+async def serve(reader, writer):
+    try:
+        while True:
+            head = await reader.readuntil(b"\\r\\n\\r\\n")
+            size = int(head.lower().partition(b"content-length:")[2].partition(b"\\r")[0])
+            await reader.readexactly(size)
+            writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-length: 0\\r\\n\\r\\n")
+    except asyncio.IncompleteReadError:
+        writer.close()
+async def main():
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=1 << 20)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+uvloop.run(main())
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """`bar_us`: what it may cost."""
+
+    name: str
+    environ: Mapping[str, str]
+    bar_us: float | None = None
+
+
+ONE_PERCENT = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.01"}
+GZIP = {"OTEL_EXPORTER_OTLP_COMPRESSION": "gzip"}
+SMALL = {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "32"}
+CASES = (
+    Case("OTLP, all", {"OTEL_TRACES_EXPORTER": "otlp"}, 40),
+    Case("OTLP, all, gzip", {"OTEL_TRACES_EXPORTER": "otlp", **GZIP}, 40),
+    Case("OTLP, all, batches of 16 requests", {"OTEL_TRACES_EXPORTER": "otlp", **SMALL}),
+    Case("OTLP, 1 %", {"OTEL_TRACES_EXPORTER": "otlp", **ONE_PERCENT}, 10),
+    Case("OTLP, 1 %, gzip", {"OTEL_TRACES_EXPORTER": "otlp", **GZIP, **ONE_PERCENT}, 10),
+    Case("lines on stdout", {"OTEL_TRACES_EXPORTER": "console"}),
+)
+
+
+def records(count: int) -> list[tuple[AttemptRecord, End]]:
+    """Plain requests as the assembler completes them, 0.1 ms apart."""
+    return [_request(number) for number in range(count)]
+
+
+def _request(number: int) -> tuple[AttemptRecord, End]:
+    at_ns, tenant = WALL_NS + number * 100_000, f"tenant-{number % TENANTS}"
+    id_ = uuid7(at_ns, number * 0x9E3779B97F4A7C15F39C % 2**74)
+    used: dict[str, Any] = {
+        "input_tokens": 400 + number % 800,
+        "output_tokens": 100 + number % 300,
+        "cached_tokens": 256,
+        "cache_write_tokens": 0,
+        "reasoning_tokens": 64,
+        "estimated": False,
+        "cost_usd_micro": 1_212 + number % 999,
+        "version": 2,
+        "seq": number,
+        "tenant": tenant,
+        "use_case": "support_summary",
+        "provider": "openai",
+        "model": "gpt-5-mini",
+        "status": 200,
+        "error_kind": None,
+        "first_token_us": 420_000 + number % 9_999,
+        "duration_us": 801_000 + number % 99_999,
+    }
+    attempt = AttemptRecord(
+        request_id=id_,
+        number=1,
+        kind="primary",
+        started_ns=at_ns + 90_000,
+        retry_reason=None,
+        first_byte_us=410_000,
+        finish_reason="stop",
+        upstream_request_id=f"req_{number * 0x9E3779B97F4A7C15:032x}",
+        upstream_model="gpt-5-mini-2025-08-07",
+        reused=True,
+        **used,
+    )
+    end = End(
+        id=id_,
+        started_ns=at_ns,
+        route="use_case:support_summary",
+        dialect="openai_chat",
+        model_asked="smart",
+        stream=True,
+        state="complete",
+        attempts=1,
+        first_byte_us=410_100,
+        overhead_us=700 + number % 300,
+        bytes_in=2_310,
+        bytes_out=1_404 + number % 5_000,
+        **used,
+    )
+    return attempt, end
+
+
+class _Clock:
+    now, wall_ns = staticmethod(time.monotonic), staticmethod(time.time_ns)
+
+
+def destination(wanted: variables.TraceSettings, stdout: int) -> Destination:
+    if "console" in wanted.exporters:
+        return Console(stdout)
+    wording = Wording({"openai": Place.of("openai", "openai", "https://api.openai.com/v1")})
+    encoder = Encoder(wanted.resource, semconv.SCOPE, __version__, semconv.SCHEMA_URL)
+    return HttpCollector(wanted.otlp, Proxies(), wording, encoder, _Clock())
+
+
+async def tell(case: Case, port: int, work: list[tuple[AttemptRecord, End]], stdout: int) -> float:
+    """CPU seconds."""
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}", **case.environ}
+    wanted = variables.read(environ, "benchmark")
+    exporter = Exporter(
+        destination(wanted, stdout),
+        _Clock(),
+        lambda: 0.5,
+        delay_s=wanted.delay_s,
+        queue_spans_max=wanted.queue_spans_max,
+        batch_spans_max=wanted.batch_spans_max,
+        timeout_s=wanted.export_timeout_s,
+    )
+    spans = Spans(wanted.sampler, round(wanted.slow_s * 1e6), [exporter.offer])
+    running = asyncio.create_task(exporter.run())
+    gc.collect()
+    gc.freeze()
+    started_s = time.process_time()
+    for start in range(0, len(work), PORTION):
+        for attempt, end in work[start : start + PORTION]:
+            spans.observe(attempt)
+            spans.observe(end)
+        await asyncio.sleep(0)
+        while exporter.waiting > wanted.queue_spans_max - 2 * PORTION:  # noqa: ASYNC110 (nobody tells of it)
+            await asyncio.sleep(0.001)
+    await exporter.stop(30)
+    spent_s = time.process_time() - started_s
+    gc.unfreeze()
+    await running
+    if exporter.tally.dropped:
+        raise click.ClickException(f"{case.name}: spans were dropped: {exporter.tally.dropped}")
+    return spent_s
+
+
+@click.command()
+@click.option("--requests", "count", default=20_000, show_default=True)
+@click.option("--rounds", default=9, show_default=True)
+@click.option("--strict", is_flag=True, help="Exit with 1 when a bar is missed.")
+def main(count: int, rounds: int, strict: bool) -> None:
+    """Measure traces."""
+    work = records(count)
+    figures: dict[str, list[float]] = {case.name: [] for case in CASES}
+    stdout = os.open(os.devnull, os.O_WRONLY)
+    with subprocess.Popen([sys.executable, "-c", COLLECTOR], stdout=subprocess.PIPE) as collector:
+        assert collector.stdout is not None
+        port = int(collector.stdout.readline())
+        try:
+            for _ in range(rounds + 1):  # the first one warms up
+                for case in CASES:
+                    figures[case.name].append(uvloop.run(tell(case, port, work, stdout)) / count * 1e6)
+        finally:
+            collector.kill()
+    missed = False
+    click.echo(f"{'us of CPU per request':36} {'quartile':>9} {'best':>7} {'bar':>5}")
+    for case in CASES:
+        taken = figures[case.name][1:]
+        quartile = quantiles(taken, n=4)[0] if len(taken) > 1 else taken[0]
+        missed |= case.bar_us is not None and quartile > case.bar_us
+        bar = "" if case.bar_us is None else f"{case.bar_us:g}"
+        click.echo(f"{case.name:36} {quartile:9.1f} {min(taken):7.1f} {bar:>5}")
+    raise SystemExit(1 if strict and missed else 0)
+
+
+if __name__ == "__main__":
+    main()
