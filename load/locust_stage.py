@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from load.chaos import Books, lines_of
+from load.books import Books, lines_of
 from load.locust_outcome import Outcome
 from load.locust_verdicts import Narrow, Verdict, of_books
 from load.processes import (
@@ -74,13 +74,14 @@ class Place:
             if code:
                 self.notes.append(f"gateway {number} ended with {code}: {said[-1000:]}")
             found.append(Verdict(f"gateway {number} stops in peace", "exit code 0", str(code), code == 0))
-        lines, _ = lines_of(self.log, 0)
-        lines = [line for line in lines if line.request]  # asked directly, nobody said who it was
-        read = [books.since(0) for books in self.books]
+        lines = [line for line in lines_of(self.log) if line.request]  # who asks directly does not say who it is
+        read = [books.all() for books in self.books]
         requests = [row for rows, _ in read for row in rows]
         attempts = [row for _, rows in read for row in rows]
         replies = [reply_of(one) for one in outcomes if one.request_id]
         findings, _ = compare(lines, replies, requests, attempts)
+        for differ in (what for books in self.books for what in books.sums_differ()):
+            findings.add("wrong", f"usage_hours: {differ}")
         self.notes += findings.what
         return of_books(outcomes, requests, findings) + found
 
