@@ -67,7 +67,16 @@ class Watch:
             before, before_s = now, now_s
 
 
-def generate(arguments: argparse.Namespace, place: Place, directory: Path) -> tuple[list[Outcome], list[Load]]:
+@dataclass(frozen=True, slots=True)
+class Played:
+    """`code`: locust's exit code, which is not 0 when a request went wrong, and when a user of it broke."""
+
+    outcomes: list[Outcome]
+    loads: list[Load]
+    code: int
+
+
+def generate(arguments: argparse.Namespace, place: Place, directory: Path) -> Played:
     """Locust, until it is over: by the time, by its page, or by Ctrl-C."""
     command = [str(LOCUST), "-m", "locust", "-f", f"load/locust_{arguments.place}.py", "--host", ",".join(place.hosts)]
     command += ["--users", str(arguments.users), "--spawn-rate", str(max(1.0, arguments.users / RAMP_S))]
@@ -97,18 +106,21 @@ def generate(arguments: argparse.Namespace, place: Place, directory: Path) -> tu
                 locust.wait()
     with contextlib.suppress(FileNotFoundError):
         lines = (directory / "requests.jsonl").read_text("utf-8").splitlines()
-        return [outcome_of(line) for line in lines], watch.loads
-    return [], watch.loads
+        return Played([outcome_of(line) for line in lines], watch.loads, locust.returncode)
+    return Played([], watch.loads, locust.returncode)
 
 
-def judged(
-    arguments: argparse.Namespace, place: Place, outcomes: Sequence[Outcome], loads: Sequence[Load]
-) -> list[Verdict]:
+def judged(arguments: argparse.Namespace, place: Place, played: Played) -> list[Verdict]:
     bars = bars_of(arguments.bar)
-    verdicts = of_replies(outcomes, bars) + of_limits(outcomes, place.narrow)
+    verdicts = of_replies(played.outcomes, bars) + of_limits(played.outcomes, place.narrow)
     if place.gateways:
-        verdicts += place.close_books(outcomes)
-    return [*verdicts, of_generator([load.cpu[GENERATOR] for load in loads], bars)]
+        verdicts += place.close_books(played.outcomes)
+    told = any(one.problem for one in played.outcomes)
+    return [
+        *verdicts,
+        Verdict("the generator's exit code", "0, or errors above", str(played.code), played.code == 0 or told),
+        of_generator([load.cpu[GENERATOR] for load in played.loads], bars),
+    ]
 
 
 def report(directory: Path, page: Page, outcomes: Sequence[Outcome], loads: Sequence[Load]) -> None:
@@ -155,18 +167,19 @@ def run(arguments: argparse.Namespace, directory: Path) -> int:
             place = stack.enter_context(PLACES[arguments.place](simulated))
         for note in place.notes:
             print(f"note: {note}", flush=True)
-        outcomes, loads = generate(arguments, place, directory)
+        played = generate(arguments, place, directory)
+        outcomes = played.outcomes
         if not any(not one.direct for one in outcomes):
             print((directory / "locust.txt").read_text("utf-8", "replace")[-4000:], file=sys.stderr)
             print("no request was made", file=sys.stderr)
             return 2
-        verdicts = judged(arguments, place, outcomes, loads)
+        verdicts = judged(arguments, place, played)
         said = [f"{count} times {what}" for what, count in problems(outcomes).most_common(SHOWN_PROBLEMS)]
         title = f"Load on {'an' if arguments.place == 'edge' else 'a'} {arguments.place}"
         page = Page(title, facts_of(arguments, place, outcomes), verdicts, {}, kinds(outcomes), [*place.notes, *said])
     print(page.facts, end="\n\n")
     printed(page)
-    report(directory, page, outcomes, loads)
+    report(directory, page, outcomes, played.loads)
     good = passed(verdicts)
     print(f"\n{'passed' if good else 'FAILED'}; report: {directory / 'index.html'}")
     return 0 if good else 1

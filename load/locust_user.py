@@ -20,7 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from gevent import GreenletExit
 from geventhttpclient import HTTPClient
+from geventhttpclient.response import HTTPParseError
 from locust import User, between, events
 
 from load.locust_outcome import End, Outcome, StreamReader, Told, Wish, own_share_ms, problem_of
@@ -52,6 +54,17 @@ class Stage:
     record: TextIO | None
     dice: random.Random = field(default_factory=lambda: random.Random(SEED))
     numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+
+@dataclass(slots=True)
+class _Reply:
+    """What there is of a reply so far."""
+
+    reader: StreamReader = field(default_factory=StreamReader)
+    answer: Any = None
+    usage: dict[str, Any] | None = None
+    end: End = "none"
+    why: str = ""
 
 
 class UnplannedError(Exception):
@@ -112,65 +125,56 @@ class GatewayUser(User):  # type: ignore[misc]
             stage.hosts = [host.strip() for host in (self.environment.host or self.host).split(",")]
         self.stage = stage
         self.tenants, self.weights = self.cast()
-        self._client = _client(stage.hosts[next(stage.numbers) % len(stage.hosts)])
-        self._direct = _client(stage.direct) if stage.direct else None
+        self._urls = {False: stage.hosts[next(stage.numbers) % len(stage.hosts)], True: stage.direct}
+        self._clients: dict[bool, Any] = {}  # by whether they go straight to the provider
 
     def on_stop(self) -> None:
-        self._client.close()
-        if self._direct is not None:
-            self._direct.close()
+        for client in self._clients.values():
+            client.close()
 
     def ask(self) -> None:
         dice = self.stage.dice
         (tenant,) = dice.choices(self.tenants, self.weights)
         (wish,) = dice.choices(tenant.wishes, [wish.weight for wish in tenant.wishes])
-        outcome = self._answered(wish, tenant)
-        if self.stage.record is not None:
-            self.stage.record.write(outcome.line())
-        self._tell(outcome, len(wish.body))
+        reply = _Reply()
+        at_s, sent_s = time.time(), time.perf_counter()
+        try:
+            self._play(wish, tenant, reply)
+        except GreenletExit:  # locust waits for what is under way, but not for ever
+            reply.end, reply.why = "none", "still open when the run was over"
+            raise
+        finally:
+            outcome = self._outcome(wish, tenant, reply, at_s, sent_s)
+            if self.stage.record is not None:
+                self.stage.record.write(outcome.line())
+            self._tell(outcome, len(wish.body))
         if outcome.status == 429:
             time.sleep(REFUSED_PAUSE_S)  # gevent's
 
     tasks = (ask,)
 
-    def _answered(self, wish: Wish, tenant: Tenant) -> Outcome:
+    def _play(self, wish: Wish, tenant: Tenant, reply: _Reply) -> None:
         headers = {"content-type": "application/json", "authorization": f"Bearer {tenant.key or 'none'}"}
-        client: Any = self._direct if wish.direct else self._client
-        at_s, sent_s = time.time(), time.perf_counter()
-        reader, usage, answer = StreamReader(), None, None
-        end: End = "none"
+        client = self._clients.get(wish.direct)
+        if client is None:
+            client = self._clients[wish.direct] = _client(self._urls[wish.direct])
         try:
-            answer = client.request("POST", PATH, body=wish.body, headers=headers)
-            streamed = str(answer.get("content-type", "")).startswith("text/event-stream")
-            if streamed:
-                end = _read_stream(answer, reader, wish.leaves_after)
-                usage = reader.usage
+            answer = reply.answer = client.request("POST", PATH, body=wish.body, headers=headers)
+            if str(answer.get("content-type", "")).startswith("text/event-stream"):
+                reply.end = _read_stream(answer, reply.reader, wish.leaves_after)
+                reply.usage = reply.reader.usage
             else:
                 data = json.loads(answer.read())
-                end, usage = "whole", data.get("usage")
-        except (OSError, ValueError, EOFError) as error:  # HTTPParseError and TimeoutError are among them
-            end, why = (
-                ("silent" if answer is not None and reader.tokens else "none"),
-                f"{type(error).__name__}: {error}",
-            )
+                reply.end, reply.usage = "whole", data.get("usage")
+        except (OSError, ValueError, HTTPParseError) as error:  # TimeoutError is an OSError
+            reply.end = "silent" if reply.reader.tokens else "none"
+            reply.why = f"{type(error).__name__}: {error}"
             client.close()
-        else:
-            why = ""
-        return self._outcome(wish, tenant, at_s, sent_s, reader, usage, answer, end, why)
+            del self._clients[wish.direct]  # a connection that broke is not given back to its pool of one
 
-    def _outcome(
-        self,
-        wish: Wish,
-        tenant: Tenant,
-        at_s: float,
-        sent_s: float,
-        reader: StreamReader,
-        usage: dict[str, Any] | None,
-        answer: Any,
-        end: End,
-        why: str,
-    ) -> Outcome:
+    def _outcome(self, wish: Wish, tenant: Tenant, reply: _Reply, at_s: float, sent_s: float) -> Outcome:
         total_ms = (time.perf_counter() - sent_s) * 1e3
+        reader, answer, usage, end = reply.reader, reply.answer, reply.usage, reply.end
         headers = {name.lower(): value for name, value in answer.headers} if answer is not None else {}
         status = answer.status_code if answer is not None else 0
         ttft_ms = None if reader.first_s is None else (reader.first_s - sent_s) * 1e3
@@ -184,23 +188,23 @@ class GatewayUser(User):  # type: ignore[misc]
                 added_ms = total_ms - told.total_ms(output_tokens, stream=wish.stream)
         problem = problem_of(wish, status, end, headers, usage=usage is not None)
         return Outcome(
-            round(at_s, 4),
-            wish.kind,
-            tenant.name,
-            wish.direct,
-            wish.stream,
-            status,
-            end,
-            "" if wish.direct else headers.get("x-request-id", ""),
-            round(total_ms, 2),
-            _rounded(ttft_ms),
-            tuple(round(gap, 2) for gap in reader.gaps_ms),
-            _rounded(added_ms),
-            _rounded(added_ttft_ms),
-            own_share_ms(headers),
-            input_tokens,
-            output_tokens,
-            problem if not (problem and why) else f"{problem} ({why})",
+            at_s=round(at_s, 4),
+            kind=wish.kind,
+            tenant=tenant.name,
+            direct=wish.direct,
+            stream=wish.stream,
+            status=status,
+            end=end,
+            request_id="" if wish.direct else headers.get("x-request-id", ""),
+            total_ms=round(total_ms, 2),
+            ttft_ms=_rounded(ttft_ms),
+            gaps_ms=tuple(round(gap, 2) for gap in reader.gaps_ms),
+            added_ms=_rounded(added_ms),
+            added_ttft_ms=_rounded(added_ttft_ms),
+            own_ms=own_share_ms(headers),
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            problem=f"{problem} ({reply.why})" if problem and reply.why else problem,
         )
 
     def _tell(self, outcome: Outcome, length: int) -> None:
@@ -216,7 +220,7 @@ class GatewayUser(User):  # type: ignore[misc]
             fire(request_type="gap", response_time=gap_ms, response_length=0, exception=None, **common)
 
 
-def _client(url: str) -> Any:
+def _client(url: str | None) -> Any:
     return HTTPClient.from_url(
         url,
         concurrency=1,
