@@ -12,7 +12,6 @@ import os
 import random
 import secrets
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from edgegw import __version__, endpoints, supervisor
+from edgegw import __version__, endpoints, logs, supervisor
 from edgegw.access import Access, Doorkeeper
 from edgegw.attempts import Attempts, Upstream
 from edgegw.breaker import BreakerPolicy
@@ -73,6 +72,7 @@ from edgegw.limits.authority import MemoryAuthority
 from edgegw.limits.limiter import Limiter
 from edgegw.limits.memory_file import MemoryFile
 from edgegw.limits.rules import Rules
+from edgegw.logs import Log, Role
 from edgegw.price_table import shipped as shipped_prices
 from edgegw.prices import PriceList
 from edgegw.process_figures import cpu_s, resident_bytes
@@ -95,6 +95,7 @@ from edgegw.worker import Worker
 if TYPE_CHECKING:
     from edgegw.ledger.postgres.store import PostgresStore
     from edgegw.limits.redis.authority import RedisAuthority
+    from edgegw.telemetry.metric_export import MetricExporter
 
 SETTINGS_HASH_DIGITS = 12
 STDOUT = 1
@@ -117,25 +118,33 @@ class SystemClock:
 
 def serve(settings: Settings, read_again: Callable[[], Settings]) -> int:
     """Runs the gateway until it is stopped; the exit code."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=os.environ.get("LOG_LEVEL", "INFO").upper(),
-        format="%(levelname)s %(name)s: %(message)s",
-    )
-    return supervisor.run(plan(settings, read_again))
+    wanted = logs.read(os.environ, terminal=os.isatty(STDOUT))
+    log = logs.start(wanted, STDOUT)
+    for complaint in wanted.complaints:
+        logger.warning("%s", complaint)
+    return supervisor.run(plan(settings, read_again, log))
 
 
-def plan(settings: Settings, read_again: Callable[[], Settings]) -> supervisor.Plan:
+def plan(settings: Settings, read_again: Callable[[], Settings], log: Log) -> supervisor.Plan:
     server = settings.server
+
+    def worker(slot: int, listening: socket.socket, lifeline: Lifeline) -> int:
+        log.role = Role("worker", slot)
+        return _run_worker(settings, slot, listening, lifeline)
+
+    def control(admin: socket.socket, channel: socket.socket, lifeline: Lifeline) -> int:
+        log.role = Role("control")
+        return _run_control(settings, admin, channel, lifeline, as_json=log.as_json)
+
     return supervisor.Plan(
         listen=(server.listen.host, server.listen.port),
         admin=(server.admin.host, server.admin.port),
         workers=server.workers,
         state_dir=server.state_dir,
         drain_timeout_s=server.drain_timeout_s,
-        worker=lambda slot, listening, lifeline: _run_worker(settings, slot, listening, lifeline),
-        control=lambda admin, channel, lifeline: _run_control(settings, admin, channel, lifeline),
-        reload=lambda: plan(read_again(), read_again),
+        worker=worker,
+        control=control,
+        reload=lambda: plan(read_again(), read_again, log),
     )
 
 
@@ -305,9 +314,11 @@ def build_upstreams(settings: Settings, rules: Rules, clock: SystemClock, outbox
 # -- the control process --
 
 
-def _run_control(settings: Settings, admin: socket.socket, channel: socket.socket, lifeline: Lifeline) -> int:
+def _run_control(
+    settings: Settings, admin: socket.socket, channel: socket.socket, lifeline: Lifeline, *, as_json: bool
+) -> int:
     async def main() -> int:
-        control = build_control(settings, channel, asyncio.get_running_loop())
+        control = build_control(settings, channel, asyncio.get_running_loop(), as_json=as_json)
         gc.collect()
         gc.freeze()
         return await control.run(admin, lifeline.fd, lifeline.ready)
@@ -347,7 +358,7 @@ def places(settings: Settings) -> dict[str, Place]:
     return {each.name: Place.of(each.name, each.kind, each.base_url) for each in settings.providers.values()}
 
 
-def build_tracing(settings: Settings, clock: SystemClock, instance: str) -> Tracing | None:
+def build_tracing(settings: Settings, clock: SystemClock, instance: str, *, as_json: bool) -> Tracing | None:
     """As OpenTelemetry's variables have it. A collector's client is loaded only when one is named."""
     wanted = variables.read(os.environ, instance)
     for complaint in wanted.complaints:
@@ -369,7 +380,11 @@ def build_tracing(settings: Settings, clock: SystemClock, instance: str) -> Trac
     if "otlp" in wanted.exporters:
         exporters.append(exporter(build_collector(wanted, Wording(places(settings)), clock), wanted.delay_s))
     if "console" in wanted.exporters:
-        exporters.append(exporter(Console(STDOUT), min(console.DELAY_S, wanted.delay_s)))
+        exporters.append(
+            exporter(
+                Console(STDOUT, console.json_line if as_json else console.line), min(console.DELAY_S, wanted.delay_s)
+            )
+        )
     if not exporters:
         return None
     slow_us = round(wanted.slow_s * 1e6)
@@ -390,6 +405,26 @@ def build_collector(wanted: variables.TraceSettings, wording: Wording, clock: Sy
         raise SystemExit(f"OTEL_EXPORTER_OTLP_PROTOCOL=grpc needs {error.name}: pip install 'edgegw[grpc]'") from None
 
     return GrpcCollector(wanted.otlp, wording, ReadableSpans(*about))
+
+
+def build_metric_exporter(metrics: Metrics, clock: SystemClock, instance: str) -> MetricExporter | None:
+    """None: nobody wants metrics but from /metrics."""
+    wanted = variables.read_metrics(os.environ, instance)
+    for complaint in wanted.complaints:
+        logger.warning("%s", complaint)
+    if wanted.otlp is None:
+        return None
+    from edgegw.telemetry.collector import OtlpHttp
+    from edgegw.telemetry.metric_export import MetricExporter
+    from edgegw.telemetry.otlp_metrics import MetricEncoder
+
+    encoder = MetricEncoder(wanted.resource, semconv.SCOPE, __version__, semconv.SCHEMA_URL, clock.wall_ns())
+    collector = OtlpHttp(wanted.otlp, Proxies.from_environment(os.environ), clock)
+    exporter = MetricExporter(metrics, encoder, collector, clock, wanted.interval_s, wanted.timeout_s)
+    metrics.add(
+        {names.METRIC_EXPORTS: lambda: exporter.exports, names.METRIC_EXPORT_FAILURES: lambda: exporter.failures}
+    )
+    return exporter
 
 
 def tracing_figures(tracing: Tracing) -> dict[Family, Callable[[], Figure]]:
@@ -481,7 +516,10 @@ def process_figures(settings: Settings, clock: SystemClock, pulse: Pulse) -> dic
     }
 
 
-def build_control(settings: Settings, channel: socket.socket, loop: asyncio.AbstractEventLoop) -> ControlProcess:
+def build_control(
+    settings: Settings, channel: socket.socket, loop: asyncio.AbstractEventLoop, *, as_json: bool = False
+) -> ControlProcess:
+    """`as_json`: what stands on stdout is read by machines."""
     clock = SystemClock()
     watch = Watch(loop, clock.now)
     state_dir = Path(settings.server.state_dir)
@@ -497,7 +535,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
     syncer = None if sync == "none" else Syncer(state_dir, settings.storage.journal.sync_interval_s)
     journals = Journals(channel_server, state_dir, settings.storage.journal, syncer)
     pulse = Pulse(clock)
-    tracing = build_tracing(settings, clock, identity(state_dir))
+    tracing = build_tracing(settings, clock, identity(state_dir), as_json=as_json)
     shipper: Shipper
     metrics = Metrics(
         {
@@ -572,6 +610,7 @@ def build_control(settings: Settings, channel: socket.socket, loop: asyncio.Abst
         server,
         keys,
         tracing,
+        build_metric_exporter(metrics, clock, identity(state_dir)),
         settings.server.workers,
     )
     return control

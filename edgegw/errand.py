@@ -99,10 +99,15 @@ class Errand:
             awaited._resume = self.step
         else:
             self._wakeup = None
-            self._task = self._loop.create_task(_rest_of(self._coroutine, awaited, self._loop))
+            self._task = self._loop.create_task(_finish(self._coroutine, awaited, self._loop))
 
     def _failed(self, error: BaseException) -> None:
         self._loop.call_exception_handler({"message": "a handler failed", "exception": error})
+
+
+async def _finish(coroutine: Coroutine[Any, Any, None], awaited: Any, loop: asyncio.AbstractEventLoop) -> None:
+    """A task takes nothing but this kind of coroutine from Python 3.12 on."""
+    await _rest_of(coroutine, awaited, loop)
 
 
 @types.coroutine

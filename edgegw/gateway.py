@@ -161,7 +161,8 @@ class Gateway:
         except asyncio.CancelledError:
             ending = self._leave(exchange, reply)
         except Exception:
-            logger.exception("internal error in exchange %s", exchange.id)
+            about = {"request_id": exchange.id, "trace_id": trace.trace_id(exchange.id, exchange.trace)}
+            logger.exception("internal error in exchange %s", exchange.id, extra=about)
             ending = self._refuse(exchange, GatewayError("internal", "The gateway failed on this request."), reply)
         self._close(exchange, ending, reply)
         if self._disk is not None and exchange.begun:

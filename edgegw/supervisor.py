@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import math
 import os
 import select
@@ -36,6 +37,8 @@ FAST_STOP_S = 2.0  # left to everybody after a second SIGTERM
 CONTROL_STOP_S = 15.0  # for shipping what the workers left (its own bound is 10 s)
 CONTROL = "control"
 PROCESSES_NAME = "processes.json"  # in the state directory
+
+logger = logging.getLogger("edgegw.supervisor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,8 @@ def run(plan: Plan) -> int:
     try:
         doors = Doors(plan.listen, plan.admin, plan.workers, plan.state_dir)
     except StartError as error:
-        _say(str(error))
+        with suppress(OSError, ValueError):  # for who has just typed the command, wherever the log goes
+            print(f"edgegw: {error}", file=sys.stderr, flush=True)
         return 1
     return _Supervisor(plan, doors).run()
 
@@ -229,7 +233,7 @@ class _Supervisor:
             _say(f"reload refused, the old settings stay: {error}")
             return
         self._plan = plan
-        _say("reloading")
+        logger.info("reloading")
         for post in self._workers:
             if post.life is not None and post.elder is not None:  # it never got ready
                 self._tell(post.life, self._drain_s())
@@ -330,5 +334,4 @@ class _Supervisor:
 
 
 def _say(what: str) -> None:
-    with suppress(OSError, ValueError):  # a closed stderr must not end the gateway
-        print(f"edgegw: {what}", file=sys.stderr, flush=True)
+    logger.warning("%s", what)

@@ -84,6 +84,12 @@ def own_trace_id(request_id: str) -> str:
     return request_id.replace("-", "")
 
 
+def trace_id(request_id: str, trace: str | None) -> str:
+    """The trace that a request belongs to; `trace` is what `received` gave."""
+    parent = parent_of(trace)
+    return own_trace_id(request_id) if parent is None else parent.trace_id
+
+
 def span_id(request_id: str) -> bytes:
     """The span of a request."""
     made = blake2b(request_id.encode(), digest_size=8).digest()

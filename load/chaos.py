@@ -96,6 +96,7 @@ def settings(simulator: Simulator, url: str | None) -> dict[str, Any]:
     return {
         "version": 1,
         "server": {"workers": WORKERS},
+        "limits": {"tokens_per_minute": 1_000_000_000},
         "providers": {
             "sim": {"kind": "openai-compatible", "base_url": f"{simulator.url}/v1", **common},
             "claude": {"kind": "anthropic", "base_url": simulator.url, **common},

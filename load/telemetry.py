@@ -30,7 +30,7 @@ from edgegw.http.proxies import Proxies
 from edgegw.ledger.record import AttemptRecord, End
 from edgegw.telemetry import semconv, variables
 from edgegw.telemetry.collector import HttpCollector
-from edgegw.telemetry.console import Console
+from edgegw.telemetry.console import Console, line
 from edgegw.telemetry.export import Destination, Exporter
 from edgegw.telemetry.otlp import Encoder
 from edgegw.telemetry.spans import Place, Spans, Wording
@@ -145,7 +145,7 @@ class _Clock:
 
 def destination(wanted: variables.TraceSettings, stdout: int) -> Destination:
     if "console" in wanted.exporters:
-        return Console(stdout)
+        return Console(stdout, line)
     wording = Wording({"openai": Place.of("openai", "openai", "https://api.openai.com/v1")})
     encoder = Encoder(wanted.resource, semconv.SCOPE, __version__, semconv.SCHEMA_URL)
     return HttpCollector(wanted.otlp, Proxies(), wording, encoder, _Clock())

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTracePartialSuccess,
     ExportTraceServiceRequest,
@@ -73,6 +74,7 @@ class Collector:
         self.answers = list(answers)
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.spans: list[Seen] = []
+        self.metrics: list[ExportMetricsServiceRequest] = []
         self.ended = threading.Event()
         self.connections: set[socket.socket] = set()
         collector = self
@@ -176,7 +178,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if answer.status == 200:
-            owner.took(body)
+            if self.path.endswith("/v1/metrics"):
+                owner.metrics.append(ExportMetricsServiceRequest.FromString(body))
+            else:
+                owner.took(body)
         partial = ExportTracePartialSuccess(rejected_spans=answer.rejected, error_message="too old")
         response = ExportTraceServiceResponse(partial_success=partial if answer.rejected else None)
         reply = response.SerializeToString()

@@ -68,7 +68,7 @@ def test_whatever_a_client_calls_things_it_is_one_line(records: list[AttemptReco
 
 async def test_lines_are_written_whole_and_in_order() -> None:
     reading, writing = os.pipe()
-    place = Console(writing)
+    place = Console(writing, line)
     told = [plain_told(number) for number in range(100)]
     assert await place.post(await place.pack(told)) == 0
     os.close(writing)
@@ -79,7 +79,7 @@ async def test_lines_are_written_whole_and_in_order() -> None:
 async def test_a_stdout_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "READY_TIMEOUT_S", 0.06)
     reading, writing = os.pipe()
-    place = Console(writing)
+    place = Console(writing, line)
     packed = await place.pack([plain_told(number) for number in range(1000)])
     assert len(packed) > 2 * 65_536
     with pytest.raises(RefusedError, match="not read"):

@@ -196,6 +196,15 @@ def test_every_metric_that_is_named_exists() -> None:
     assert named <= families
 
 
+def test_the_page_of_metrics_is_the_table_of_names() -> None:
+    families = [family for family in vars(names).values() if isinstance(family, names.Family)]
+    families += names.WORKER_GAUGES.values()
+    table = [row for row in rows(page("docs/metrics.md")) if row[0].startswith(("edgegw_", "gen_ai_"))]
+    told = {name: (kind, labels, text) for name, kind, labels, text in table}
+    assert len(told) == len(table)
+    assert told == {each.name: (each.type, "`, `".join(each.labels), each.help) for each in families}
+
+
 def test_every_attribute_of_a_span_is_in_the_page_on_traces() -> None:
     told = set(_SPAN.findall(page("docs/traces.md")))
     named = {value for name, value in vars(semconv).items() if name.isupper() and isinstance(value, str)}

@@ -188,7 +188,8 @@ def test_a_failure_before_content_is_a_true_status(
 def test_a_failure_after_content_is_one_error_event(
     running: Gateway, simulator: Simulator, provider: str, word: str, states: set[str]
 ) -> None:
-    model = f"sim-{word}-slow-1ms" + (f"-{ALONE['claude']}" if provider == "claude" else "")
+    # Slow enough that a busy machine does not read content and fault at once: that would fail before the commit.
+    model = f"sim-{word}-slow-40ms" + (f"-{ALONE['claude']}" if provider == "claude" else "")
     good_before = simulator.count("good")
     heard: list[str] = []
     with sdk(running) as client:

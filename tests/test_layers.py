@@ -49,12 +49,12 @@ LAYERS: dict[int, str] = {
         ledger.questions ledger.tables ledger.verify.__init__ ledger.verify.findings ledger.verify.rules
         content.__init__ content.record content.wire content.choice content.store content.answer
         telemetry.__init__ telemetry.names telemetry.seats telemetry.metrics telemetry.exposition telemetry.variables
-        telemetry.semconv telemetry.spans telemetry.otlp
+        telemetry.semconv telemetry.spans telemetry.otlp telemetry.otlp_metrics
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
     """,
     2: """
-        errand leg relay used channel channel_server process_figures
+        errand leg relay used channel channel_server process_figures logs
         http.watch http.uptake http.client_connection http.server http.dial http.upstream_connection http.upstream
         keys.making keys.sqlite keys.postgres keys.place keys.subscriber keys.feed
         limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
@@ -70,6 +70,7 @@ LAYERS: dict[int, str] = {
         ledger.postgres.upkeep ledger.postgres.books
         content.files content.porter content.capture content.sqlite content.postgres content.place content.shipper
         telemetry.export telemetry.collector telemetry.collector_grpc telemetry.console telemetry.tracing
+        telemetry.metric_export
         simulator.rules_file
     """,
     3: """
@@ -140,6 +141,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
         "http.upstream",
         "http.upstream_connection",
     ),  # over connections of our own
+    "telemetry.console": ("logs",),  # lines in the shape of the log's
     "telemetry.spans": ("ledger.record", "trace"),  # told of records
     "prices": ("ledger.record", "pattern", "price_table"),  # of an attempt as it stands in the books
     "limits.rules": ("pattern",),

@@ -397,6 +397,26 @@ async def test_while_the_store_is_away_rows_wait_and_observers_do_not(
     assert shipper.tally.damage.gaps == 0
 
 
+async def test_there_is_a_lag_until_the_whole_backlog_is_stored(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path)
+    for number in range(200):
+        play(journal, number)
+    journal.close()
+    store = sqlite_store(tmp_path / "books.db")
+    clock = ManualClock(wall_ns=WALL_NS + 60 * 10**9)
+    shipper = Shipper(tmp_path, store, clock, unpriced, poll_s=0.002, batch_rows_max=20)
+    running = asyncio.create_task(shipper.run())
+    seen = []
+    while shipper.tally.rows < 400:
+        await asyncio.sleep(0)
+        seen.append((shipper.tally.rows, shipper.lag_s))
+    assert not [rows for rows, lag_s in seen if lag_s < 59 and 0 < rows < 400]
+    await until(lambda: shipper.lag_s == 0)
+    assert await shipper.stop(WAIT_S)
+    await running
+    await store.close()
+
+
 async def test_an_idle_shipper_looks_less_often_until_there_is_a_row(tmp_path: Path) -> None:
     class Watched(ManualClock):
         looks = 0  # before each pause the shipper asks for the time

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from edgegw import supervisor
+from edgegw import logs, supervisor
 from edgegw.child import Lifeline, Ties, fork_child
 from edgegw.doors import Doors, StartError
 from edgegw.supervisor import Plan
@@ -121,6 +121,7 @@ class Gateway:
             code = 99
             try:
                 sys.stderr = stderr.open("w", buffering=1)
+                logs.start(logs.Wanted("INFO", "text"), sys.stderr.fileno())
                 code = supervisor.run(plan)
             finally:
                 os._exit(code)

@@ -297,7 +297,7 @@ def test_the_last_spans_are_sent_at_the_stop(simulator: Simulator, gateway: Star
 
 
 def test_without_a_collector_there_is_a_line_for_each_request(simulator: Simulator, gateway: StartGateway) -> None:
-    running = gateway(settings(simulator))
+    running = gateway(settings(simulator), {"LOG_FORMAT": "text"})
     ids = [chat(running.url, model).headers["x-request-id"] for model in ("plain", "fallen", "no-such-model")]
     _, words = running.stop()
     lines = [line for line in words.splitlines() if any(id_ in line for id_ in ids)]

@@ -27,6 +27,7 @@ from edgegw.ledger.store import Store
 from edgegw.ledger.syncing import Syncer
 from edgegw.ledger.upkeep import Upkeeper
 from edgegw.limits.memory_file import MemoryFile
+from edgegw.telemetry.metric_export import MetricExporter
 from edgegw.telemetry.tracing import Tracing
 
 # For shipping what the workers left; what is not shipped by then is shipped at the next start.
@@ -71,6 +72,7 @@ class ControlProcess:
     admin: Server
     keys: KeyFeed | None  # None: nobody needs a key
     tracing: Tracing | None  # None: nobody wants to see requests
+    metric_exporter: MetricExporter | None  # None: /metrics is enough
     workers_wanted: int
 
     async def run(self, admin: socket.socket, lifeline_fd: int, ready: Any) -> int:
@@ -86,6 +88,8 @@ class ControlProcess:
         await self.admin.listen(admin)
         if self.tracing is not None:
             self.tracing.start()
+        if self.metric_exporter is not None:
+            self.metric_exporter.start()
         shipping = loop.create_task(self.shipper.run())
         shipping.add_done_callback(lambda _: told_to_go.set())
         adopting = None if self.adoption is None else loop.create_task(self.adoption.run())
@@ -115,6 +119,8 @@ class ControlProcess:
         await self.contents.stop(CONTENT_TIMEOUT_S)
         if self.tracing is not None:
             await self.tracing.stop(EXPORT_TIMEOUT_S)
+        if self.metric_exporter is not None:
+            await self.metric_exporter.stop(EXPORT_TIMEOUT_S)
         if feeding is not None:
             code = await _end(feeding) or code
         if adopting is not None:

@@ -160,8 +160,10 @@ class Shipper:
             for life in reader.lives.values():
                 if life.drained:
                     self._end_life(assembler, life.name, life.position.wall_ns)
-            if not self._oldest_ns and (oldest := assembler.oldest) is not None:
+            if (oldest := assembler.oldest) is not None:
                 self._oldest_ns = happened_ns(oldest)
+            elif not reader.behind:
+                self._oldest_ns = 0
             if not reader.behind or assembler.rows >= self._batch_rows_max:
                 return
             await asyncio.sleep(0)
@@ -198,7 +200,8 @@ class Shipper:
             await self._insist(lambda: self._write(batch, checkpoint), ahead)
         except RejectedError as error:
             await self._write_what_is_taken(batch, checkpoint, str(error), ahead)
-        self._oldest_ns = 0
+        # With a backlog the next row is about as old as the last one, until it is read.
+        self._oldest_ns = batch.newest_ns if reader.behind else 0
         released = [
             life for name, life in reader.lives.items() if positions[name].segment != self._segment_stored(name)
         ]

@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 
 from edgegw.exchange import Usage
-from edgegw.ledger.record import AttemptRecord, Begin, End, Try
+from edgegw.ledger.record import AttemptRecord, Begin, End, Try, happened_ns
 
 
 class StoreError(Exception):
@@ -117,6 +117,12 @@ class Batch:
     @property
     def rows(self) -> int:
         return len(self.requests) + len(self.attempts)
+
+    @property
+    def newest_ns(self) -> int:
+        """When that happened which the last row tells of; 0 without rows."""
+        rows = self.requests or self.attempts
+        return happened_ns(rows[-1]) if rows else 0
 
     def begin(self, life: str) -> None:
         """The rows that are added from now on are of this life."""

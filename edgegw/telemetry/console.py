@@ -8,15 +8,17 @@ Nobody waits for stdout either: it is written to while whoever reads it keeps up
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import select
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 
 from edgegw.ledger.record import AttemptRecord
+from edgegw.logs import stamp
 from edgegw.telemetry.export import RefusedError
 from edgegw.telemetry.spans import Told
 
+LOGGER = "edgegw.request"
 # Lines are to be seen soon; a collector's batches take longer to come together.
 DELAY_S = 0.2
 # POSIX: a pipe that is ready takes this much without blocking, whole.
@@ -26,15 +28,17 @@ _READY_POLL_S = 0.02
 
 
 class Console:
-    """`fd` is stdout's. It may be a terminal, a pipe or a file; its flags are left as they are, others share it."""
+    """`fd` is stdout's; `write` is `line` or `json_line`. It may be a terminal, a pipe or a file; its flags are left as
+    they are, others share it."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, write: Callable[[Told], str]) -> None:
         self._fd = fd
+        self._write = write
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
 
     async def pack(self, batch: Sequence[Told]) -> bytes:
-        return "".join([line(told) for told in batch]).encode("utf-8", "backslashreplace")
+        return "".join(map(self._write, batch)).encode("utf-8", "backslashreplace")
 
     async def post(self, packed: bytes) -> int:
         """Raises RefusedError when nobody reads it (any more): a piece of it may have been read."""
@@ -62,7 +66,7 @@ class Console:
 def line(told: Told) -> str:
     end, attempts = told.end, told.attempts
     words = [
-        datetime.fromtimestamp(end.started_ns // 1_000_000 / 1000, UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
+        stamp(end.started_ns // 1_000_000 / 1000),
         end.id,
         _word(end.tenant),
         _word(end.route or "-"),
@@ -85,6 +89,48 @@ def line(told: Told) -> str:
     if end.attempts > 1:
         words.append(f"{end.attempts} attempts: " + ", ".join(map(_attempt, attempts)))
     return " ".join(words) + "\n"
+
+
+def json_line(told: Told) -> str:
+    """The same for machines, in the shape of the other lines of the log (logs.py). What is not known is left out."""
+    end, attempts = told.end, told.attempts
+    fields = {
+        "ts": stamp(end.started_ns // 1_000_000 / 1000),
+        "level": "INFO",
+        "logger": LOGGER,
+        "message": f"{end.state} {end.status}",
+        "request_id": end.id,
+        "trace_id": told.trace_id,
+        "tenant": end.tenant,
+        "use_case": end.use_case,
+        "route": end.route,
+        "provider": end.provider,
+        "model": end.model,
+        "stream": end.stream,
+        "state": end.state,
+        "status": end.status,
+        "error": end.error_kind,
+        "input_tokens": end.input_tokens,
+        "output_tokens": end.output_tokens,
+        "cost_usd": None if end.cost_usd_micro is None else end.cost_usd_micro / 1e6,
+        "duration_ms": end.duration_us / 1e3,
+        "first_token_ms": None if end.first_token_us is None else end.first_token_us / 1e3,
+        "overhead_ms": end.overhead_us / 1e3,
+        "attempts": [_attempt_fields(attempt) for attempt in attempts] if end.attempts > 1 else None,
+    }
+    said = {name: value for name, value in fields.items() if value is not None}
+    return json.dumps(said, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def _attempt_fields(attempt: AttemptRecord) -> dict[str, str | int | float]:
+    return {
+        "provider": attempt.provider,
+        "model": attempt.model,
+        "kind": attempt.kind,
+        "status": attempt.status,
+        "outcome": attempt.error_kind or "ok",
+        "duration_ms": attempt.duration_us / 1e3,
+    }
 
 
 def _attempt(attempt: AttemptRecord) -> str:

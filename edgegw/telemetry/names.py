@@ -277,6 +277,11 @@ TRACES_DROPPED = Family(
     "edgegw_traces_dropped_total", "counter", "Spans that were not exported, by the reason for it.", ("reason",)
 )
 
+METRIC_EXPORTS = Family("edgegw_metric_exports_total", "counter", "Times that all metrics were exported by OTLP.")
+METRIC_EXPORT_FAILURES = Family(
+    "edgegw_metric_export_failures_total", "counter", "Times that they were not, by the reason for it.", ("reason",)
+)
+
 # What a worker calls its gauges in its vitals, and what they are called outside; `worker` is its slot. A gauge that is
 # not in here is exposed all the same, as edgegw_worker_NAME.
 WORKER_LABELS = ("worker",)

@@ -43,7 +43,7 @@ def varint(number: int) -> bytes:
     return bytes(out)
 
 
-def _field(tag: bytes, content: bytes) -> bytes:
+def field(tag: bytes, content: bytes) -> bytes:
     size = len(content)
     return tag + (_BYTE[size] if size < 128 else varint(size)) + content
 
@@ -52,27 +52,27 @@ def _any(value: Value) -> bytes:
     """An AnyValue."""
     match value:
         case str():
-            return _field(b"\x0a", value.encode("utf-8", "replace"))
+            return field(b"\x0a", value.encode("utf-8", "replace"))
         case bool():
             return b"\x10\x01" if value else b"\x10\x00"
         case int():
             return b"\x18" + varint(value)
         case float():
             return b"\x21" + _DOUBLE(value)
-    return _field(b"\x2a", b"".join(_field(b"\x0a", _any(each)) for each in value))
+    return field(b"\x2a", b"".join(field(b"\x0a", _any(each)) for each in value))
 
 
-def _key_value(name: str, value: Value) -> bytes:
-    return _field(b"\x0a", name.encode()) + _field(b"\x12", _any(value))
+def key_value(name: str, value: Value) -> bytes:
+    return field(b"\x0a", name.encode()) + field(b"\x12", _any(value))
 
 
 def _common(common: Common) -> bytes:
     """Name, kind, attributes and status of a span."""
     status = _STATUS_UNSET
     if common.error is not None:
-        status = _field(b"\x7a", _field(b"\x12", common.error.encode()) + b"\x18\x02")
-    attributes = (_field(_ATTRIBUTE, _key_value(name, value)) for name, value in common.attributes)
-    name = _field(_NAME, common.name.encode("utf-8", "replace"))
+        status = field(b"\x7a", field(b"\x12", common.error.encode()) + b"\x18\x02")
+    attributes = (field(_ATTRIBUTE, key_value(name, value)) for name, value in common.attributes)
+    name = field(_NAME, common.name.encode("utf-8", "replace"))
     encoded = common.encoded = name + _KIND + _BYTE[common.kind] + b"".join(attributes) + status
     return encoded
 
@@ -88,7 +88,7 @@ class _Form:
             return attribute[: len(attribute) - bytes_left]
 
         def attribute(value: Value) -> bytes:
-            return _field(_ATTRIBUTE, _key_value(name, value))
+            return field(_ATTRIBUTE, key_value(name, value))
 
         self.double = before(attribute(0.0), 8)
         self.one_byte = before(attribute(0), 1)
@@ -100,10 +100,10 @@ class Encoder:
     """`resource` is what all spans of a process say."""
 
     def __init__(self, resource: Attributes, scope: str, version: str, schema_url: str) -> None:
-        pairs = b"".join(_field(_RESOURCE_ATTRIBUTE, _key_value(name, value)) for name, value in resource)
-        self._resource = _field(b"\x0a", pairs)
-        self._scope = _field(b"\x0a", _field(b"\x0a", scope.encode()) + _field(b"\x12", version.encode()))
-        self._schema_url = _field(b"\x1a", schema_url.encode())
+        pairs = b"".join(field(_RESOURCE_ATTRIBUTE, key_value(name, value)) for name, value in resource)
+        self._resource = field(b"\x0a", pairs)
+        self._scope = field(b"\x0a", field(b"\x0a", scope.encode()) + field(b"\x12", version.encode()))
+        self._schema_url = field(b"\x1a", schema_url.encode())
         self._forms: dict[str, _Form] = {}
 
     def span(self, span: Span) -> bytes:
@@ -121,7 +121,7 @@ class Encoder:
             _FLAGS_REMOTE if span.remote else _FLAGS_LOCAL,
         ]
         if span.state:
-            pieces.append(_field(b"\x1a", span.state.encode()))
+            pieces.append(field(b"\x1a", span.state.encode()))
         forms = self._forms
         for name, value in span.own:
             form = forms.get(name) or self._form(name)
@@ -135,13 +135,13 @@ class Encoder:
                 else:
                     pieces += (form.two_bytes, _BYTE_AND_MORE[value & 127], _BYTE[value >> 7])
             else:
-                pieces.append(_field(_ATTRIBUTE, _key_value(name, value)))
-        return _field(b"\x12", b"".join(pieces))
+                pieces.append(field(_ATTRIBUTE, key_value(name, value)))
+        return field(b"\x12", b"".join(pieces))
 
     def request(self, spans: Iterable[bytes]) -> bytes:
         """The whole message, from what `span` made."""
-        scope_spans = _field(b"\x12", b"".join((self._scope, *spans, self._schema_url)))
-        return _field(b"\x0a", self._resource + scope_spans)
+        scope_spans = field(b"\x12", b"".join((self._scope, *spans, self._schema_url)))
+        return field(b"\x0a", self._resource + scope_spans)
 
     def _form(self, name: str) -> _Form:
         form = self._forms[name] = _Form(name)

@@ -1,4 +1,4 @@
-"""OpenTelemetry's environment variables, read once: where spans go, which ones, and how many may wait.
+"""OpenTelemetry's environment variables, read once: where spans and metrics go, which ones, and how many may wait.
 
 Names, defaults and units are those of the OpenTelemetry specification ("Environment Variable Specification" and
 "Protocol Exporter", 1.50): times in milliseconds. As it asks, an empty variable counts as unset, and one that cannot be
@@ -31,7 +31,8 @@ _SAMPLERS: dict[str, tuple[bool, bool, float | None]] = {
     "parentbased_traceidratio": (True, True, None),
 }
 _DEFAULT_PORTS = {"http/protobuf": 4318, "grpc": 4317}
-_TRACES_PATH = "/v1/traces"
+Signal = Literal["TRACES", "METRICS"]
+_PATHS: dict[Signal, str] = {"TRACES": "/v1/traces", "METRICS": "/v1/metrics"}
 SLOW = "EDGEGW_TRACE_SLOW"
 SLOW_S = 10.0
 _T = TypeVar("_T")
@@ -68,6 +69,34 @@ class TraceSettings:
     batch_spans_max: int = 512
     export_timeout_s: float = 30.0
     complaints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSettings:
+    """Every `interval_s` all metrics go to a collector, within `timeout_s`. `otlp`: None when nobody wants them; they
+    are at /metrics all the same."""
+
+    otlp: Otlp | None
+    resource: tuple[tuple[str, str], ...]
+    interval_s: float = 60.0
+    timeout_s: float = 30.0
+    complaints: tuple[str, ...] = ()
+
+
+def read_metrics(environ: Mapping[str, str], instance: str) -> MetricSettings:
+    reader = _Reader(environ)
+    wanted = reader.metrics_wanted()
+    otlp = reader.otlp("METRICS") if wanted else None
+    if otlp is not None and otlp.protocol == "grpc":
+        reader.complaints.append("metrics are exported by http/protobuf only: set OTEL_EXPORTER_OTLP_METRICS_PROTOCOL")
+        otlp = None
+    return MetricSettings(
+        otlp,
+        reader.resource(instance),
+        reader.number("OTEL_METRIC_EXPORT_INTERVAL", 60_000.0, float, low=1) / 1000,
+        reader.number("OTEL_METRIC_EXPORT_TIMEOUT", 30_000.0, float, low=1) / 1000,
+        tuple(reader.complaints),
+    )
 
 
 def read(environ: Mapping[str, str], instance: str) -> TraceSettings:
@@ -154,6 +183,17 @@ class _Reader:
         both: tuple[Exporter, ...] = ("otlp", "console")
         return frozenset(exporter for exporter in both if exporter in wanted)
 
+    def metrics_wanted(self) -> bool:
+        """Unset: when a collector is named."""
+        if self.flag("OTEL_SDK_DISABLED"):
+            return False
+        named = self.text("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT") or self.text("OTEL_EXPORTER_OTLP_ENDPOINT")
+        # Prometheus finds them at /metrics in any case.
+        known = {"otlp": True, "none": False, "prometheus": False}
+        preference = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
+        self.choice(preference, {"cumulative": True}, True)
+        return self.choice("OTEL_METRICS_EXPORTER", known, named is not None)
+
     def sampler(self) -> Sampler:
         parent_based, exceptions, ratio = self.choice(
             "OTEL_TRACES_SAMPLER", _SAMPLERS, _SAMPLERS["parentbased_always_on"]
@@ -175,7 +215,7 @@ class _Reader:
             self.complaints.append(f"{SLOW}: expected a duration such as 10s or 500ms, found {text!r}")
             return SLOW_S
 
-    def otlp(self, signal: str) -> Otlp:
+    def otlp(self, signal: Signal) -> Otlp:
         """The signal's own variables win over those of all signals."""
 
         def name(ending: str) -> str:
@@ -185,7 +225,7 @@ class _Reader:
         protocols: dict[str, Protocol] = {"http/protobuf": "http/protobuf", "grpc": "grpc"}
         protocol = self.choice(name("PROTOCOL"), protocols, "http/protobuf")
         return Otlp(
-            self._url(name("ENDPOINT"), protocol),
+            self._url(name("ENDPOINT"), protocol, _PATHS[signal]),
             protocol,
             self._headers(name("HEADERS")),
             self.number(name("TIMEOUT"), 10_000.0, float) / 1000,
@@ -196,9 +236,9 @@ class _Reader:
             self.flag(name("INSECURE")),
         )
 
-    def _url(self, name: str, protocol: Protocol) -> str:
+    def _url(self, name: str, protocol: Protocol, path: str) -> str:
         """That of a signal is used as it is, to that of all signals the signal's path is added."""
-        path = "" if protocol == "grpc" else _TRACES_PATH
+        path = "" if protocol == "grpc" else path
         default = f"http://localhost:{_DEFAULT_PORTS[protocol]}{path}"
         url = self.text(name)
         if url is None:
