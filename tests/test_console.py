@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from typing import Any
@@ -12,7 +13,7 @@ from span_records import an_attempt, an_end, plain_told, request_id, requests, t
 
 from edgegw.ledger.record import AttemptRecord, End
 from edgegw.telemetry import console
-from edgegw.telemetry.console import Console, line
+from edgegw.telemetry.console import Console, json_line, line
 from edgegw.telemetry.export import RefusedError
 from edgegw.trace import Sampler
 
@@ -88,3 +89,30 @@ async def test_a_stdout_that_nobody_reads_is_given_up(monkeypatch: pytest.Monkey
     with pytest.raises(RefusedError, match="Broken pipe"):
         await place.post(packed)
     os.close(writing)
+
+
+def test_a_line_for_machines() -> None:
+    failed = an_attempt(ID, 1, status=0, error_kind="upstream_connect", duration_us=2_500_000)
+    (told,) = told_of(failed, an_attempt(ID, 2), an_end(ID, attempts=2, use_case=None))
+    assert json_line(told).count("\n") == 1
+    said = json.loads(json_line(told))
+    assert said["ts"] == "2025-06-15T15:06:40.000Z"
+    assert (said["level"], said["logger"], said["message"]) == ("INFO", "edgegw.request", "complete 200")
+    assert (said["request_id"], said["trace_id"]) == (ID, ID.replace("-", ""))
+    assert (said["input_tokens"], said["output_tokens"], said["cost_usd"]) == (812, 230, 0.001212)
+    assert (said["duration_ms"], said["first_token_ms"], said["overhead_ms"]) == (801.0, 420.5, 0.9)
+    assert [(each["outcome"], each["duration_ms"]) for each in said["attempts"]] == [
+        ("upstream_connect", 2500.0),
+        ("ok", 800.0),
+    ]
+    assert "use_case" not in said, "not known, left out"
+    assert "error" not in said
+    told.end.tenant = "\ud800"
+    assert json.loads(json_line(told))["tenant"] == "\ud800"
+
+
+@given(requests())
+def test_whatever_a_client_calls_things_it_is_one_object(records: list[AttemptRecord | End]) -> None:
+    (told,) = told_of(*records, sampler=Sampler(parent_based=False))
+    assert json_line(told).endswith("}\n")
+    assert json.loads(json_line(told))["tenant"] == told.end.tenant
