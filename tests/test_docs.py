@@ -260,9 +260,9 @@ def test_the_commands_in_the_readme_are_all_of_them_with_their_own_options() -> 
 
 
 def test_every_target_of_make_that_is_named_exists() -> None:
-    targets = set(re.findall(r"^([a-z]+):.*##", page("Makefile"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):.*##", page("Makefile"), re.MULTILINE))
     named = {
-        word for path in PAGES for word in re.findall(r"(?:^|`)make ([a-z]+)", path.read_text("utf-8"), re.MULTILINE)
+        word for path in PAGES for word in re.findall(r"(?:^|`)make ([a-z-]+)", path.read_text("utf-8"), re.MULTILINE)
     }
     assert {"demo", "test"} <= named <= targets
 
