@@ -24,6 +24,8 @@ from gevent import GreenletExit
 from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPParseError
 from locust import User, between, events
+from locust.exception import StopUser
+from locust.runners import STATE_RUNNING, STATE_SPAWNING
 
 from load.locust_outcome import End, Outcome, StreamReader, Told, Wish, own_share_ms, problem_of
 
@@ -133,6 +135,8 @@ class GatewayUser(User):  # type: ignore[misc]
             client.close()
 
     def ask(self) -> None:
+        if self.environment.runner.state not in (STATE_SPAWNING, STATE_RUNNING):
+            raise StopUser  # locust kills those who pause; who wakes up at that moment would die in the middle of a request
         dice = self.stage.dice
         (tenant,) = dice.choices(self.tenants, self.weights)
         (wish,) = dice.choices(tenant.wishes, [wish.weight for wish in tenant.wishes])
