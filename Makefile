@@ -22,7 +22,7 @@ COMPILE = $(LOCKER)/bin/uv pip compile --quiet --universal --python-version 3.11
 
 .PHONY: help
 help:  ## what there is
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 .PHONY: demo
 demo: $(RUNTIME)  ## the gateway before a simulated provider: no key, no server, under a minute
@@ -65,6 +65,30 @@ load-edge: $(DEV) $(LOCUST)/.locust  ## locust as many tenants of two gateways w
 	@tests/prepare
 	@$(BIN)/python -m load.locust_run edge $(if $(WEB),--web) $(ARGS)
 
+.PHONY: docker-up
+docker-up: docker-there  ## the gateway with PostgreSQL and Redis; OBS=1: and Grafana; ARGS=gateway-demo: simulated
+	@$(OBSERVED) $(COMPOSE) up --detach --build --wait $(ARGS) || \
+		{ echo "docker-up: not everything is well; make docker-logs shows why" >&2; exit 1; }
+	@$(COMPOSE) --profile '*' ps --format 'table {{.Service}}\t{{.Status}}\t{{.Ports}}'
+
+.PHONY: docker-down
+docker-down: docker-there  ## stop them, streams and books first; ARGS=--volumes forgets all that they kept
+	@$(COMPOSE) --profile '*' down $(ARGS)
+
+.PHONY: docker-logs
+docker-logs: docker-there  ## what they say, and go on saying (ARGS=gateway: that one)
+	@$(COMPOSE) --profile '*' logs --follow --tail 100 $(ARGS)
+
+.PHONY: docker-build
+docker-build: docker-there  ## the image, edgegw:local (ARGS="--build-arg BASE=…")
+	@$(COMPOSE) build --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null)" $(ARGS) gateway
+
+.PHONY: image
+image: $(DEV)  ## build the image without Docker and try it: as root on Debian; some minutes
+	@tests/build_image
+	@tests/prepare
+	@$(BIN)/python -m pytest -m image $(ARGS)
+
 .PHONY: prices
 prices: $(DEV)  ## make edgegw/providers/prices.json again, from the genai-prices of the lock (make lock UPGRADE=…)
 	@$(BIN)/python -m load.flatten_prices
@@ -91,6 +115,15 @@ clean:  ## remove what was installed, built and cached
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- what the targets stand on ---
+
+COMPOSE = docker compose
+OBSERVED = $(if $(OBS),COMPOSE_PROFILES=obs OTEL_EXPORTER_OTLP_ENDPOINT=http://otel-collector:4318)
+
+.PHONY: docker-there
+docker-there:
+	@command -v docker >/dev/null || { echo "no docker here: make run needs none, nor does make demo" >&2; exit 1; }
+	@docker compose version >/dev/null 2>&1 || { echo "docker is here, but its compose plugin (2.24 or newer) is not" >&2; exit 1; }
+	@docker info >/dev/null 2>&1 || { echo "docker is here, but does not answer: is its daemon running, and may you use it?" >&2; exit 1; }
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

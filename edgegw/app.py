@@ -14,7 +14,6 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -35,6 +34,7 @@ from edgegw.content.files import Tray
 from edgegw.content.place import content_store
 from edgegw.content.porter import Porter
 from edgegw.content.shipper import ContentShipper
+from edgegw.control import figures
 from edgegw.control.admin import Admin, admin_gate
 from edgegw.control.journals import Journals
 from edgegw.control.limit_figures import LimitFigures
@@ -75,17 +75,15 @@ from edgegw.limits.rules import Rules
 from edgegw.logs import Log, Role
 from edgegw.price_table import shipped as shipped_prices
 from edgegw.prices import PriceList
-from edgegw.process_figures import cpu_s, resident_bytes
 from edgegw.providers import registry
 from edgegw.retry import RetryBudget
 from edgegw.routing import Router
 from edgegw.settings import ProviderSettings, Secret, ServerSettings, Settings, parse_postgres, parse_redis
 from edgegw.settings.describe import describe
-from edgegw.telemetry import console, exposition, names, semconv, variables
+from edgegw.telemetry import console, exposition, semconv, variables
 from edgegw.telemetry.console import Console
 from edgegw.telemetry.export import Destination, Exporter
-from edgegw.telemetry.metrics import Figure, Metrics
-from edgegw.telemetry.names import Family
+from edgegw.telemetry.metrics import Metrics
 from edgegw.telemetry.spans import Place, Spans, Wording
 from edgegw.telemetry.tracing import Tracing
 from edgegw.tokens import TokenEstimator
@@ -341,19 +339,6 @@ def build_redis_authority(url: Secret, rules: Rules, clock: SystemClock, state_d
     )
 
 
-def redis_figures(authority: RedisAuthority) -> dict[Family, Callable[[], Figure]]:
-    tally = authority.tally
-    return {
-        names.REDIS_CALLS: lambda: tally.calls,
-        names.REDIS_OPERATIONS: lambda: tally.operations,
-        names.REDIS_CALL_SECONDS: lambda: tally.answered_s,
-        names.REDIS_FAILURES: lambda: {(kind,): count for kind, count in sorted(tally.failures.items())},
-        names.REDIS_AWAY: lambda: authority.away_s > 0,
-        names.REDIS_ABSENCES: lambda: tally.absences,
-        names.REDIS_REPLICAS: lambda: authority.replicas,
-    }
-
-
 def places(settings: Settings) -> dict[str, Place]:
     return {each.name: Place.of(each.name, each.kind, each.base_url) for each in settings.providers.values()}
 
@@ -420,19 +405,7 @@ def build_metric_exporter(metrics: Metrics, clock: SystemClock, instance: str) -
 
     encoder = MetricEncoder(wanted.resource, semconv.SCOPE, __version__, semconv.SCHEMA_URL, clock.wall_ns())
     collector = OtlpHttp(wanted.otlp, Proxies.from_environment(os.environ), clock)
-    exporter = MetricExporter(metrics, encoder, collector, clock, wanted.interval_s, wanted.timeout_s)
-    metrics.add(
-        {names.METRIC_EXPORTS: lambda: exporter.exports, names.METRIC_EXPORT_FAILURES: lambda: exporter.failures}
-    )
-    return exporter
-
-
-def tracing_figures(tracing: Tracing) -> dict[Family, Callable[[], Figure]]:
-    return {
-        names.TRACES_SENT: lambda: tracing.sent,
-        names.TRACES_WAITING: lambda: tracing.waiting,
-        names.TRACES_DROPPED: lambda: tracing.dropped,
-    }
+    return MetricExporter(metrics, encoder, collector, clock, wanted.interval_s, wanted.timeout_s)
 
 
 def build_books(
@@ -477,16 +450,6 @@ def build_adoption(
     return Adoption(state_dir, patterns, store_for, clock, price, observers)
 
 
-def adoption_figures(adoption: Adoption) -> dict[Family, Callable[[], Figure]]:
-    adopted = adoption.adopted
-    return {
-        names.ADOPTED_JOURNALS: lambda: adopted.journals,
-        names.ADOPTED_ROWS: lambda: adopted.rows,
-        names.ADOPTION_FAILURES: lambda: adopted.failures,
-        names.ADOPTED_DAMAGE: lambda: {(kind,): count for kind, count in asdict(adopted.damage).items()},
-    }
-
-
 def route_names(settings: Settings) -> set[str]:
     """As routing.py writes them, but for those of targets that only clients name."""
     names = {f"use_case:{name}" for name in settings.use_cases}
@@ -500,20 +463,6 @@ def fixed_targets(settings: Settings) -> set[tuple[str, str]]:
     routes += [] if settings.default is None else [settings.default]
     targets = {(target.provider, target.model) for route in routes for target in route.parsed}
     return {(provider, model) for provider, model in targets if "*" not in model}
-
-
-def process_figures(settings: Settings, clock: SystemClock, pulse: Pulse) -> dict[Family, Callable[[], Figure]]:
-    """Of the control process itself, and of its parent, which has no loop to answer for itself."""
-    started, supervisor_pid = clock.wall_ns() / 1e9, os.getppid()
-    others: dict[str, int | str] = {"control": "self", "supervisor": supervisor_pid}
-    in_force = sha256(describe(settings).encode()).hexdigest()[:SETTINGS_HASH_DIGITS]
-    return {
-        names.PROCESS_MEMORY: lambda: {(name,): resident_bytes(pid) for name, pid in others.items()},
-        names.PROCESS_CPU: lambda: {(name,): cpu_s(pid) for name, pid in others.items()},
-        names.CONTROL_START: lambda: started,
-        names.CONTROL_LAG: pulse.lag_s,
-        names.SETTINGS_INFO: lambda: {(settings.source, in_force): 1},
-    }
 
 
 def build_control(
@@ -536,49 +485,18 @@ def build_control(
     journals = Journals(channel_server, state_dir, settings.storage.journal, syncer)
     pulse = Pulse(clock)
     tracing = build_tracing(settings, clock, identity(state_dir), as_json=as_json)
-    shipper: Shipper
     metrics = Metrics(
-        {
-            **({} if shared is None else redis_figures(shared)),
-            names.LEDGER_LAG: lambda: shipper.lag_s,
-            names.LEDGER_ROWS: lambda: shipper.tally.rows,
-            names.LEDGER_BATCHES: lambda: shipper.tally.batches,
-            names.LEDGER_BATCH_SECONDS: lambda: shipper.tally.write_s,
-            names.LEDGER_REJECTED: lambda: shipper.tally.rejected,
-            names.LEDGER_REJECTED_LOST: lambda: shipper.tally.rejected_lost,
-            names.LEDGER_ERRORS: lambda: shipper.tally.errors,
-            names.LEDGER_FAILING: lambda: shipper.tally.failing is not None,
-            names.LEDGER_TELLING_ERRORS: lambda: shipper.observer_errors,
-            names.LEDGER_UPKEEP_ERRORS: lambda: upkeeper.tally.errors,
-            names.LEDGER_INTERRUPTED: lambda: shipper.tally.interrupted,
-            names.LEDGER_DAMAGE: lambda: {(kind,): count for kind, count in asdict(shipper.tally.damage).items()},
-            names.CONTENT_STORED: lambda: contents.tally.stored,
-            names.CONTENT_LOST: lambda: contents.tally.lost,
-            names.CONTENT_REMOVED: lambda: contents.tally.removed,
-            names.CONTENT_ERRORS: lambda: contents.tally.errors,
-            names.JOURNAL_BYTES: journals.bytes,
-            names.JOURNAL_TROUBLE: journals.troubled,
-            names.JOURNAL_DROPPED: journals.dropped,
-            names.JOURNAL_LOST: journals.lost,
-            names.JOURNAL_SYNC_ERRORS: journals.sync_errors,
-            **({} if tracing is None else tracing_figures(tracing)),
-            **process_figures(settings, clock, pulse),
-        },
         routes=route_names(settings),
         targets=fixed_targets(settings),
         tenants=settings.tenants,
         called={name: place.convention for name, place in places(settings).items()},
     )
-    figures = LimitFigures(shared or in_memory, channel_server.unspent, lambda: metrics.tenants)
-    metrics.add({names.LIMIT: figures.limits, names.LIMIT_LEFT: figures.left, names.LIMIT_LEASED: figures.leased})
     store, upkeeps = build_books(settings, clock, state_dir)
     prices = PriceList(settings.prices, settings.providers.values(), shipped_prices())
     upkeeper = Upkeeper(upkeeps, clock)
     traced: list[Observer] = [] if tracing is None else [tracing.spans.observe]
     shipper = Shipper(state_dir, store, clock, prices.price, [metrics.observe, *traced])
     adoption = build_adoption(settings, clock, state_dir, prices.price, traced)
-    if adoption is not None:
-        metrics.add(adoption_figures(adoption))
     contents = ContentShipper(
         state_dir,
         content_store(place_of(settings), clock.wall_ns),
@@ -587,13 +505,32 @@ def build_control(
         bytes_max=settings.capture.bytes_max,
         adopt=settings.storage.journal.adopt or (),
     )
-    control: ControlProcess
-
-    handler = Admin(lambda: control.readiness(), lambda: exposition.page(metrics))
-    server = build_server(loop, watch, handler.serve, admin_gate, settings.server, Outbox())
     keys: KeyFeed | None = None
     if settings.auth == "keys":
         keys = KeyFeed(key_store(place_of(settings), clock.wall_ns), channel_server, rules, clock)
+    limit_figures = LimitFigures(shared or in_memory, channel_server.unspent, lambda: metrics.tenants)
+    processes: dict[str, int | str] = {"control": "self", "supervisor": os.getppid()}
+    in_force = sha256(describe(settings).encode()).hexdigest()[:SETTINGS_HASH_DIGITS]
+    metric_exporter = build_metric_exporter(metrics, clock, identity(state_dir))
+    metrics.add(
+        {
+            **figures.of_books(shipper, upkeeper),
+            **figures.of_journals(journals),
+            **({} if adoption is None else figures.of_adoption(adoption)),
+            **figures.of_contents(contents),
+            **({} if keys is None else figures.of_keys(keys)),
+            **figures.of_limits(limit_figures),
+            **({} if shared is None else figures.of_redis(shared)),
+            **({} if tracing is None else figures.of_tracing(tracing)),
+            **({} if metric_exporter is None else figures.of_metric_export(metric_exporter)),
+            **figures.of_processes(processes, clock.wall_ns() / 1e9, pulse.lag_s),
+            **figures.of_settings(settings.source, in_force),
+        }
+    )
+    control: ControlProcess
+
+    handler = Admin(lambda: control.readiness(), lambda: exposition.parts(metrics))
+    server = build_server(loop, watch, handler.serve, admin_gate, settings.server, Outbox())
     control = ControlProcess(
         watch,
         pulse,
@@ -610,7 +547,7 @@ def build_control(
         server,
         keys,
         tracing,
-        build_metric_exporter(metrics, clock, identity(state_dir)),
+        metric_exporter,
         settings.server.workers,
     )
     return control

@@ -1,8 +1,9 @@
 """How the processes of a gateway speak: one line for each event on stdout, for people on a terminal, else JSON.
 
 Set up once, before the first fork, for the standard library's `logging`, which the rest of the program uses; a child
-then says what it has become. Nobody waits for a reader that has gone, and nothing here knows settings: a value that
-is formatted says of itself what may be seen (`Secret` in settings/model.py).
+then says what it has become. Nobody waits for whoever reads: what a full pipe does not take is dropped, and told when
+there is room again. Nothing here knows settings: a value that is formatted says of itself what may be seen (`Secret` in
+settings/model.py).
 
 What is about one request is logged with `extra={"request_id": …, "trace_id": …}`.
 """
@@ -12,8 +13,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -22,8 +23,9 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 FORMATS = ("json", "text")
 # What a record may carry beside its message.
 EXTRAS = ("request_id", "trace_id")
-# One write, so that lines of several processes stay whole; nobody needs more of a traceback.
-LINE_BYTES_MAX = 64 * 1024
+LINE_BYTES_MAX = 32 * 1024  # nobody needs more of a traceback
+# POSIX: a pipe that is ready takes this much without blocking, and whole, whoever else writes to it.
+PIECE_BYTES_MAX = select.PIPE_BUF
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,9 @@ class Log(logging.Handler):
     def __init__(self, fd: int, *, as_json: bool) -> None:
         super().__init__()
         self._fd = fd
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+        self._unsaid = 0
         self.as_json = as_json
         self.role = Role("supervisor")
 
@@ -73,9 +78,24 @@ class Log(logging.Handler):
             line = self.json_line(record) if self.as_json else self.text_line(record)
         except Exception as error:  # a message whose arguments do not fit: the event is told all the same
             line = f"{record.levelname} {record.name}: {record.msg!r} ({type(error).__name__} in the log)"
-        data = line.encode("utf-8", "backslashreplace")[:LINE_BYTES_MAX]
-        with suppress(OSError):  # a stdout that is gone must not end the gateway
-            os.write(self._fd, data + b"\n")
+        if not self._wrote(line):
+            self._unsaid += 1
+        elif self._unsaid:
+            unsaid, self._unsaid = self._unsaid, 0
+            text = "%d lines of the log found nobody who read them"
+            self.emit(logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, (unsaid,), None))
+
+    def _wrote(self, line: str) -> bool:
+        """False when nobody reads, or not fast enough: that must neither stop nor end the gateway."""
+        data = line.encode("utf-8", "backslashreplace")[:LINE_BYTES_MAX] + b"\n"
+        try:
+            for start in range(0, len(data), PIECE_BYTES_MAX):
+                if not self._poll.poll(0):
+                    return False
+                os.write(self._fd, data[start : start + PIECE_BYTES_MAX])
+        except OSError:
+            return False
+        return True
 
     def json_line(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {

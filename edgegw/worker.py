@@ -125,6 +125,7 @@ class Worker:
     async def _drain(self) -> None:
         """What is in work may finish; what is not finished in time ends with one error event, and is recorded."""
         server = self.server
+        await server.shut_the_door()
         server.drain()
         await self._wait_idle(self.drain_timeout_s)
         server.cancel_work()
@@ -162,6 +163,8 @@ class Worker:
             "upstream_busy": sum(pool.busy for pool in pools),
             "upstream_idle": sum(pool.idle for pool in pools),
             "upstream_waiting": sum(pool.waiting for pool in pools),
+            "upstream_waits": sum(pool.waits for pool in pools),
+            "upstream_dialled": sum(pool.dialled for pool in pools),
             "breakers_open": self.attempts.breakers_open,
             "loop_lag_seconds": lag_s,
             "resident_bytes": resident_bytes(),

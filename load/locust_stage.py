@@ -36,7 +36,7 @@ from load.served import Reply, compare
 
 GATEWAYS = 2
 TENANTS = 30
-NARROW = (Narrow("narrow-a", 60), Narrow("narrow-b", 20))
+NARROW = (Narrow("narrow-a", 40), Narrow("narrow-b", 20))
 AMPLE = {"tokens_per_minute": 1_000_000_000}  # who is not narrow is never refused
 SHIPPED_WITHIN_S = 60.0
 STOPPED_WITHIN_S = 30.0

@@ -136,7 +136,7 @@ class GatewayUser(User):  # type: ignore[misc]
 
     def ask(self) -> None:
         if self.environment.runner.state not in (STATE_SPAWNING, STATE_RUNNING):
-            raise StopUser  # locust kills those who pause; who wakes up at that moment would die in the middle of a request
+            raise StopUser  # locust kills who pauses; who wakes up at that moment would die in the midst of a request
         dice = self.stage.dice
         (tenant,) = dice.choices(self.tenants, self.weights)
         (wish,) = dice.choices(tenant.wishes, [wish.weight for wish in tenant.wishes])

@@ -48,7 +48,8 @@ LAYERS: dict[int, str] = {
         ledger.postgres.__init__ ledger.postgres.days
         ledger.questions ledger.tables ledger.verify.__init__ ledger.verify.findings ledger.verify.rules
         content.__init__ content.record content.wire content.choice content.store content.answer
-        telemetry.__init__ telemetry.names telemetry.seats telemetry.metrics telemetry.exposition telemetry.variables
+        telemetry.__init__ telemetry.names telemetry.seats telemetry.histogram telemetry.metrics telemetry.exposition
+        telemetry.variables
         telemetry.semconv telemetry.spans telemetry.otlp telemetry.otlp_metrics
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
@@ -75,7 +76,8 @@ LAYERS: dict[int, str] = {
     """,
     3: """
         gateway attempts phases
-        control.__init__ control.admin control.journals control.limit_figures control.pulse control.process
+        control.__init__ control.admin control.journals control.limit_figures control.figures control.pulse
+        control.process
         simulator.server
     """,
     4: """

@@ -111,6 +111,24 @@ def test_nobody_reads_any_more() -> None:
     Log(writing, as_json=True).emit(record("unheard"))
 
 
+def test_nobody_waits_for_a_reader_that_is_slow(pipe: tuple[int, int]) -> None:
+    log = Log(pipe[1], as_json=True)
+    for number in range(400):  # far more than a pipe holds; without a reader this would be the end
+        log.emit(record("x" * 1000, level=number))
+    heard = os.read(pipe[0], 1 << 20).splitlines()
+    assert 20 < len(heard) < 400
+    assert all(json.loads(line)["message"] == "x" * 1000 for line in heard)
+    log.emit(record("again"))
+    again, unsaid = (json.loads(line)["message"] for line in os.read(pipe[0], 1 << 20).splitlines())
+    assert (again, unsaid) == ("again", f"{400 - len(heard)} lines of the log found nobody who read them")
+
+
+def test_a_long_traceback_is_cut_and_stays_json(pipe: tuple[int, int]) -> None:
+    long = record("y")
+    long.stack_info = "z" * 100_000
+    assert json.loads(said(pipe, long))["exception"] == "z" * (logs.LINE_BYTES_MAX // 4)
+
+
 def test_all_loggers_speak_through_it(pipe: tuple[int, int]) -> None:
     root = logging.getLogger()
     before, level = list(root.handlers), root.level

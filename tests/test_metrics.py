@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from edgegw.ledger.record import AttemptRecord, Begin, End, Try, Vitals
+from edgegw.telemetry import histogram as histograms
 from edgegw.telemetry import metrics as module
 from edgegw.telemetry import names, seats
 from edgegw.telemetry.exposition import page
-from edgegw.telemetry.metrics import Histogram, Metrics
+from edgegw.telemetry.histogram import Histogram
+from edgegw.telemetry.metrics import Metrics
 from edgegw.telemetry.seats import OTHER, Seats
 
 # -- a strict reader of the text exposition format 0.0.4 (prometheus.io, "Exposition formats") --
@@ -396,7 +398,7 @@ def test_a_lone_surrogate_does_not_break_the_page() -> None:
 
 @given(values=st.lists(st.integers(0, 10**10), max_size=50))
 def test_a_histogram_counts_every_value_once_and_where_it_belongs(values: list[int]) -> None:
-    histogram = Histogram(module.OVERHEAD_BOUNDS_US)
+    histogram = Histogram(histograms.OVERHEAD_BOUNDS_US)
     for value in values:
         histogram.observe(value)
     assert histogram.sum == sum(values)
@@ -406,8 +408,8 @@ def test_a_histogram_counts_every_value_once_and_where_it_belongs(values: list[i
 
 
 def test_bounds_ascend() -> None:
-    for name in [name for name in vars(module) if "BOUNDS" in name]:
-        bounds = getattr(module, name)
+    for name in [name for name in vars(histograms) if "BOUNDS" in name]:
+        bounds = getattr(histograms, name)
         assert list(bounds) == sorted(set(bounds))
 
 

@@ -80,6 +80,70 @@ def test_prometheus_takes_the_rules() -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+# What makes each alert come: series with their values, minute by minute (in Prometheus' notation).
+TROUBLE = {
+    "EdgegwLedgerLag": {"edgegw_ledger_lag_seconds": "5 100x20"},
+    "EdgegwJournalTrouble": {'edgegw_journal_trouble{state="full"}': "0 1x20"},
+    "EdgegwRecordsLost": {'edgegw_journal_dropped_total{kind="refusal"}': "0 1x20"},
+    "EdgegwRowsRejected": {"edgegw_ledger_rejected_total": "0 1x20"},
+    "EdgegwLedgerDamage": {'edgegw_ledger_damage_total{kind="torn"}': "0 1x20"},
+    "EdgegwUpkeepFailing": {"edgegw_ledger_upkeep_errors_total": "0+1x30"},
+    "EdgegwRedisAway": {"edgegw_redis_away": "0 1x20"},
+    "EdgegwLimitsNotExact": {'edgegw_limits_degraded{worker="0"}': "0 1x20"},
+    "EdgegwKeysFailing": {"edgegw_keys_failing": "0 1x20"},
+    "EdgegwErrorRatio": {
+        'edgegw_requests_total{state="complete",status="200"}': "0+90x30",
+        'edgegw_requests_total{state="failed",status="502"}': "0+4x30",
+        'edgegw_requests_total{state="reset",status="200"}': "0+6x30",
+    },
+    "EdgegwBreakerOpen": {'edgegw_breaker_state{worker="0",provider="p",model="m"}': "1x20"},
+    "EdgegwUpstreamWaiting": {'edgegw_upstream_waiting{worker="0"}': "0 3x20"},
+    "EdgegwOverhead": {
+        'edgegw_gateway_overhead_seconds_bucket{le="0.01"}': "0+90x30",
+        'edgegw_gateway_overhead_seconds_bucket{le="0.05"}': "0+100x30",
+        'edgegw_gateway_overhead_seconds_bucket{le="+Inf"}': "0+100x30",
+    },
+    "EdgegwUnpriced": {'edgegw_unpriced_attempts_total{provider="p",model="m"}': "_x10 3x20"},
+    "EdgegwRestarts": {'edgegw_worker_start_time_seconds{worker="0"}': "0+60x30"},
+    "EdgegwLoopLag": {'edgegw_loop_lag_seconds{worker="0"}': "0 0.5x20"},
+    "EdgegwTelemetryDropped": {'edgegw_traces_dropped_total{reason="refused"}': "_x10 9x20"},
+    "EdgegwContentLost": {"edgegw_content_lost_total": "0 1x20"},
+}
+
+
+@with_prometheus
+def test_each_alert_comes_when_it_should_and_no_other(tmp_path: Path) -> None:
+    """For as long as the trouble lasts; EdgegwDown when there is nothing at all."""
+    assert {*TROUBLE, "EdgegwDown"} == {rule["alert"] for rule in rules()}
+    tests = []
+    for alert, trouble in {**TROUBLE, "EdgegwDown": {}}.items():
+        series = trouble if alert == "EdgegwDown" else {**trouble, "edgegw_build_info": "1x60"}
+        named = {name: name if "{" in name else f"{name}{{}}" for name in series}
+        labelled = [
+            {"series": named[name].replace("{", '{job="edgegw",instance="i",').replace(",}", "}"), "values": values}
+            for name, values in series.items()
+        ]
+        tests.append(
+            {
+                "name": alert,
+                "interval": "1m",
+                "input_series": labelled,
+                "promql_expr_test": [
+                    {
+                        "expr": 'count by (alertname) (ALERTS{alertstate="firing"})',
+                        "eval_time": "14m",
+                        "exp_samples": [{"labels": f'{{alertname="{alert}"}}', "value": 1}],
+                    }
+                ],
+            }
+        )
+    file = tmp_path / "alerts_test.yml"
+    rule_files = [str(HOUSE / "k8s" / "observability" / "edgegw-alerts.yml")]
+    file.write_text(json.dumps({"rule_files": rule_files, "evaluation_interval": "1m", "tests": tests}))
+    tested = subprocess.run(["promtool", "test", "rules", file], capture_output=True, text=True, timeout=60)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
 @contextmanager
 def prometheus(directory: Path, gateway: Gateway) -> Iterator[str]:
     """One that scrapes the gateway each second, with our rules; its URL."""

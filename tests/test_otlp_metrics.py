@@ -17,8 +17,9 @@ from edgegw.clock import Clock
 from edgegw.ledger.record import Try
 from edgegw.telemetry import names
 from edgegw.telemetry.export import AwayError, RefusedError
+from edgegw.telemetry.histogram import Histogram
 from edgegw.telemetry.metric_export import MetricExporter
-from edgegw.telemetry.metrics import Histogram, Metrics
+from edgegw.telemetry.metrics import Metrics
 from edgegw.telemetry.otlp_metrics import MetricEncoder
 from edgegw.telemetry.variables import Otlp, read_metrics
 

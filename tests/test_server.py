@@ -15,7 +15,7 @@ from edgegw.http.client_connection import Waits
 from edgegw.http.outbox import Outbox
 from edgegw.http.reply import JSON, Reply
 from edgegw.http.request import Request, RequestLimits
-from edgegw.http.server import Server
+from edgegw.http.server import QUEUE_S, Server
 from edgegw.http.watch import Watch
 
 Handler = Callable[[Request, Reply], Coroutine[Any, Any, None]]
@@ -257,6 +257,29 @@ async def test_draining_finishes_what_is_in_work_and_closes_what_is_idle(start: 
         await running.connect()
     writer.close()
     idle_writer.close()
+
+
+async def test_who_has_knocked_before_the_door_is_shut_is_answered(start: Start) -> None:
+    running = await start(echo)
+    callers = []
+    for _ in range(50):  # the kernel has let them in, and the server knows nothing of them yet
+        caller = socket.create_connection(running.address)
+        caller.sendall(POST)
+        callers.append(caller)
+    late = socket.create_connection(running.address)  # … and will ask only when the door is shut
+    shutting = asyncio.ensure_future(running.server.shut_the_door())
+    await asyncio.sleep(2 * QUEUE_S)
+    with pytest.raises(ConnectionRefusedError):
+        await running.connect()
+    late.sendall(POST)
+    await shutting
+    running.server.drain()
+    for caller in (*callers, late):
+        caller.settimeout(3)
+        with caller, caller.makefile("rb") as stream:
+            answer = await asyncio.to_thread(stream.read)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert answer.endswith(b"/v1/chat/completions")
 
 
 async def test_http_1_0_streams_end_with_the_connection(start: Start) -> None:

@@ -11,7 +11,7 @@ import logging
 import signal
 import socket
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgegw.channel_server import ChannelServer
 from edgegw.content.shipper import ContentShipper
@@ -27,8 +27,10 @@ from edgegw.ledger.store import Store
 from edgegw.ledger.syncing import Syncer
 from edgegw.ledger.upkeep import Upkeeper
 from edgegw.limits.memory_file import MemoryFile
-from edgegw.telemetry.metric_export import MetricExporter
 from edgegw.telemetry.tracing import Tracing
+
+if TYPE_CHECKING:
+    from edgegw.telemetry.metric_export import MetricExporter
 
 # For shipping what the workers left; what is not shipped by then is shipped at the next start.
 SHIP_TIMEOUT_S = 10.0

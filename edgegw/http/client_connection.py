@@ -309,6 +309,11 @@ class ClientConnection(asyncio.Protocol):
         if self._lingered_bytes > LINGER_BYTES_MAX:
             self.transport.abort()
 
+    @property
+    def is_new(self) -> bool:
+        """Nothing has been asked over it yet."""
+        return self._requests == 0
+
     def close_if_idle(self) -> None:
         if self._reply is None and not (self._reader.mid_head or self._reader.mid_body):
             self.outbox.flush()

@@ -9,11 +9,18 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from edgegw.http.client_connection import ClientConnection, Handler, Waits
 from edgegw.http.outbox import Outbox
 from edgegw.http.request import Request, RequestLimits
 from edgegw.http.watch import Watch
+
+# For handshakes that are under way, and for the loop to let in who waits.
+QUEUE_S = 0.05
+# Whoever is let in last has this long to say what they want, before connections without a request are closed.
+LATECOMERS_S = 1.0
+LATECOMERS_POLL_S = 0.01
 
 
 class Server:
@@ -43,19 +50,44 @@ class Server:
         self.in_work = 0
         self.draining = False
         self._listener: asyncio.AbstractServer | None = None
+        self._door: socket.socket | None = None
 
     async def listen(self, sock: socket.socket) -> None:
         sock.setblocking(False)
+        self._door = sock
         self._listener = await self.loop.create_server(lambda: ClientConnection(self), sock=sock, backlog=4096)
+
+    async def shut_the_door(self) -> None:
+        """Stops accepting, and loses nobody over it: to close a listening socket resets who waits in its queue, and to
+        close a connection resets who has just sent a request over it. (That nobody new gets into the queue meanwhile
+        is for the owner of the socket to see to.)"""
+        self.draining = True
+        await asyncio.sleep(QUEUE_S)
+        for caller in self._stop_listening():
+            with suppress(OSError):  # gone already
+                await self.loop.connect_accepted_socket(lambda: ClientConnection(self), caller)
+        by_s = self.loop.time() + LATECOMERS_S
+        while self.loop.time() < by_s and any(connection.is_new for connection in self.connections):  # noqa: ASYNC110
+            await asyncio.sleep(LATECOMERS_POLL_S)
 
     def drain(self) -> None:
         """Stops accepting and closes what is idle; requests in work end with `connection: close`."""
         self.draining = True
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        for caller in self._stop_listening():
+            caller.close()
         for connection in tuple(self.connections):
             connection.close_if_idle()
+
+    def _stop_listening(self) -> list[socket.socket]:
+        """The connections that were waiting at the door when it was closed."""
+        waiting: list[socket.socket] = []
+        if self._listener is not None and self._door is not None:
+            with suppress(OSError):  # that nobody waits (any more)
+                while True:
+                    waiting.append(self._door.accept()[0])
+            self._listener.close()
+            self._listener = self._door = None
+        return waiting
 
     def cancel_work(self) -> None:
         """Cancels the handlers that are still at work; each may still write the end of its reply."""

@@ -81,6 +81,8 @@ class Pool:
         self._held = self._turns.held  # places by tenant
         self._open: set[Connection] = set()  # every connection that has or is about to get a socket
         self._sweeper: asyncio.TimerHandle | None = None
+        self.dialled = 0  # connections begun so far
+        self.waits = 0  # requests that had to wait for a place so far
         self._closed = False
         self._all_gone: asyncio.Event | None = None
 
@@ -152,6 +154,7 @@ class Pool:
     async def _wait(self, tenant: str) -> Connection | None:
         """A place, and perhaps a connection in it."""
         loop = asyncio.get_running_loop()
+        self.waits += 1
         place: Waiter = loop.create_future()
         if not self._turns.join(tenant, self._weights(tenant), place):
             raise _busy("Too many requests wait for a connection to the provider.")
@@ -178,6 +181,7 @@ class Pool:
             self, self._outbox, head_bytes_max=limits.head_bytes_max, informational_max=limits.informational_max
         )
         self._open.add(connection)
+        self.dialled += 1
         return connection
 
     async def _connect(self, connection: Connection) -> None:

@@ -65,6 +65,14 @@ class KeyFeed:
         self._failing = False
         self._take(changes)
 
+    @property
+    def failing(self) -> bool:
+        return self._failing
+
+    @property
+    def known(self) -> int:
+        return len(self._keys)
+
     def details(self) -> dict[str, Any]:
         """For /readyz."""
         state = "failing" if self._failing else "loading" if self._version is None else "ok"

@@ -1,18 +1,24 @@
-"""Metrics as Prometheus reads them: the text exposition format, version 0.0.4. Pure: families in, a page out."""
+"""Metrics as Prometheus reads them: the text exposition format, version 0.0.4. Pure: families in, pages out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
-from edgegw.telemetry.metrics import Histogram, Metrics, Sample
+from edgegw.telemetry.histogram import Histogram
+from edgegw.telemetry.metrics import Metrics, Sample
 from edgegw.telemetry.names import Family
 
 
+def parts(metrics: Metrics) -> Iterator[bytes]:
+    """The page (`text/plain; version=0.0.4`), family by family: with many names it takes a while, and whoever writes it
+    may do something else in between."""
+    for family, samples in metrics.families():
+        yield "".join(_lines(family, samples)).encode("utf-8", "replace")
+
+
 def page(metrics: Metrics) -> bytes:
-    """Of content type `text/plain; version=0.0.4`."""
-    lines = [line for family, samples in metrics.families() for line in _lines(family, samples)]
-    return "".join(lines).encode("utf-8", "replace")
+    return b"".join(parts(metrics))
 
 
 def _lines(family: Family, samples: Iterable[Sample]) -> Iterator[str]:

@@ -180,6 +180,9 @@ CONTROL_LAG = Family(
     "How late the control process's event loop was, at most, since it was last asked.",
 )
 
+KEYS_FAILING = Family("edgegw_keys_failing", "gauge", "1 while keys cannot be read from the database, else 0.")
+KEYS_KNOWN = Family("edgegw_keys_known", "gauge", "Keys that workers are told of, beside those of the settings.")
+
 LEDGER_FAILING = Family("edgegw_ledger_failing", "gauge", "1 while the database takes no rows, else 0.")
 LEDGER_TELLING_ERRORS = Family(
     "edgegw_ledger_telling_errors_total", "counter", "Records that metrics or spans failed on: a defect."
@@ -292,7 +295,9 @@ WORKER_GAUGES: dict[str, Family] = {
         ("client_connections", "edgegw_client_connections", "Open connections of clients."),
         ("upstream_busy", "edgegw_upstream_connections_busy", "Connections to providers with a request on them."),
         ("upstream_idle", "edgegw_upstream_connections_idle", "Connections to providers kept for the next request."),
+        ("upstream_dialled", "edgegw_upstream_connections_dialled_total", "Connections to providers that were begun."),
         ("upstream_waiting", "edgegw_upstream_waiting", "Requests waiting for a connection to a provider."),
+        ("upstream_waits", "edgegw_upstream_waits_total", "Requests that had to wait for one."),
         ("breakers_open", "edgegw_breakers_open", "Targets that are not asked because they kept failing."),
         (
             "loop_lag_seconds",

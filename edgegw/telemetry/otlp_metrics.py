@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from struct import Struct, pack
 
-from edgegw.telemetry.metrics import Histogram, Labels, Sample
+from edgegw.telemetry.histogram import Histogram
+from edgegw.telemetry.metrics import Labels, Sample
 from edgegw.telemetry.names import Family
 from edgegw.telemetry.otlp import field, key_value
 from edgegw.telemetry.spans import Attributes
