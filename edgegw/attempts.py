@@ -7,46 +7,27 @@ decided by retry.py and breaker.py, which know no I/O. Once the client has bytes
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable
 from typing import Protocol
 
 from msgspec import Struct
 
 from edgegw import retry
-from edgegw.breaker import NOBODY, Breaker, BreakerPolicy, Pass, State, choose, ready_from
+from edgegw.breaker import NOBODY, Breaker, Pass, State, choose, ready_from
 from edgegw.clock import Clock
 from edgegw.dialects.base import Ask, PlainReply
 from edgegw.errors import GatewayError, UpstreamFault, final_error
 from edgegw.exchange import Attempt, AttemptKind, Exchange, Route, Target, Usage
 from edgegw.http.reply import Reply
-from edgegw.http.upstream import Pool
 from edgegw.http.watch import Watch
+from edgegw.ladder import Ladders, Rung
 from edgegw.ledger.room import JournalFull
-from edgegw.leg import Leg, LegWaits, PlainLeg
-from edgegw.providers.base import Provider
+from edgegw.leg import Leg, PlainLeg
 from edgegw.relay import StreamLeg
-from edgegw.reply_fields import target_fields
 from edgegw.tokens import TokenEstimator
-from edgegw.trace import Announcer
 from edgegw.used import used
 
 _CLOSED = State.CLOSED
-
-# Breakers and ladders are kept per target and route; patterns let clients name targets, so there is a bound.
-TARGETS_MAX = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Upstream:
-    """A provider as a worker sees it: what to say to it, the connections to it, and its retry budget."""
-
-    provider: Provider
-    pool: Pool
-    budget: retry.RetryBudget
-    waits: LegWaits
-    announcer: Announcer | None = None  # None: it is not told whose trace a call belongs to
 
 
 class AttemptBooks(Protocol):
@@ -65,24 +46,6 @@ class Disk(Protocol):
     async def before_upstream(self) -> None: ...
 
     async def before_client(self) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class Rung:
-    """A target of a route, with all that is needed to ask it. `fields`: its lines of a reply's head."""
-
-    target: Target
-    upstream: Upstream
-    fields: bytes
-
-
-@dataclass(slots=True, eq=False)
-class Ladder:
-    """A route made ready: its rungs, from the first choice down, and their breakers."""
-
-    route: Route
-    rungs: list[Rung]
-    breakers: list[Breaker]
 
 
 class Try(Struct, eq=False):
@@ -106,17 +69,16 @@ class Attempts:
 
     def __init__(
         self,
-        upstreams: Mapping[str, Upstream],
+        ladders: Ladders,
         books: AttemptBooks,
         watch: Watch,
         clock: Clock,
         dice: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
-        breaker_policy: BreakerPolicy,
         estimator: TokenEstimator,
         disk: Disk | None = None,
     ) -> None:
-        self._upstreams = upstreams
+        self._ladders = ladders
         self._books = books
         self._disk = disk
         self._watch = watch
@@ -124,19 +86,7 @@ class Attempts:
         self._wall_ns = clock.wall_ns
         self._dice = dice
         self._loop = loop
-        self._breaker_policy = breaker_policy
         self._estimator = estimator
-        self._breakers: dict[Target, Breaker] = {}
-        self._ladders: dict[int, Ladder] = {}  # by the route's identity: hashing its value costs as much as a record
-
-    @property
-    def breakers_open(self) -> int:
-        return sum(breaker.state is not _CLOSED for breaker in self._breakers.values())
-
-    def breakers_not_closed(self, most: int) -> list[tuple[Target, State]]:
-        """Which targets are not asked, or only by one request to see: at most so many of them."""
-        found = ((target, each.state) for target, each in self._breakers.items() if each.state is not _CLOSED)
-        return list(islice(found, most))
 
     async def run(
         self,
@@ -149,9 +99,7 @@ class Attempts:
     ) -> Try:
         """Asks the route's targets until one answers, the client leaves, or nothing is left to try. Returns the last
         Try; raises GatewayError when no answer came and nothing was committed."""
-        ladder = self._ladders.get(id(route))
-        if ladder is None or ladder.route is not route:
-            ladder = self._made_ready(route)
+        ladder = self._ladders.of(route)
         index, leave = 0, Pass.NORMAL
         if ladder.breakers[0].state is not _CLOSED:
             index, leave = choose(ladder.breakers, 0, self._now())
@@ -349,24 +297,3 @@ class Attempts:
             breaker.succeeded(now_s, leave)
         else:
             breaker.released(leave)
-
-    # -- routes made ready --
-
-    def _made_ready(self, route: Route) -> Ladder:
-        rungs = [
-            Rung(target, self._upstreams[target.provider], target_fields(route, target)) for target in route.targets
-        ]
-        if len(self._ladders) >= TARGETS_MAX:
-            self._ladders.clear()
-        breakers = [self._breaker(target) for target in route.targets]
-        ladder = self._ladders[id(route)] = Ladder(route, rungs, breakers)
-        return ladder
-
-    def _breaker(self, target: Target) -> Breaker:
-        breaker = self._breakers.get(target)
-        if breaker is None:
-            if len(self._breakers) >= TARGETS_MAX:
-                self._breakers.clear()
-                self._ladders.clear()
-            breaker = self._breakers[target] = Breaker(self._breaker_policy)
-        return breaker

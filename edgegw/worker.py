@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgegw.attempts import Attempts, Upstream
 from edgegw.channel import Channel, ChannelClient, Drain, JournalIs
 from edgegw.child import Lifeline
 from edgegw.clock import Clock
@@ -21,6 +20,7 @@ from edgegw.gateway import Gateway
 from edgegw.http.server import Server
 from edgegw.http.watch import Watch
 from edgegw.keys.subscriber import KeySubscriber
+from edgegw.ladder import Ladders, Upstream
 from edgegw.ledger.durable import Durable
 from edgegw.ledger.journal import Journal
 from edgegw.limits.limiter import Limiter
@@ -78,7 +78,7 @@ class Worker:
     watch: Watch
     server: Server
     gateway: Gateway
-    attempts: Attempts
+    ladders: Ladders
     upstreams: Mapping[str, Upstream]
     limiter: Limiter
     channel: ChannelClient
@@ -165,12 +165,12 @@ class Worker:
             "upstream_waiting": sum(pool.waiting for pool in pools),
             "upstream_waits": sum(pool.waits for pool in pools),
             "upstream_dialled": sum(pool.dialled for pool in pools),
-            "breakers_open": self.attempts.breakers_open,
+            "breakers_open": self.ladders.breakers_open,
             "loop_lag_seconds": lag_s,
             "resident_bytes": resident_bytes(),
             "cpu_seconds": cpu_s(),
             "started": started,
             "limits_degraded": float(self.limiter.degraded),
-            **{f"breaker:{target}": state for target, state in self.attempts.breakers_not_closed(BREAKERS_TOLD_MAX)},
+            **{f"breaker:{target}": state for target, state in self.ladders.breakers_not_closed(BREAKERS_TOLD_MAX)},
             **({} if self.capture is None else self.capture.gauges()),
         }

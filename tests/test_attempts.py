@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from edgegw.attempts import Attempts, Try, Upstream
+from edgegw.attempts import Attempts, Try
 from edgegw.breaker import BreakerPolicy
 from edgegw.clock import ManualClock
 from edgegw.dialects import openai_chat
@@ -20,6 +20,7 @@ from edgegw.http.outbox import Outbox
 from edgegw.http.reply import Reply
 from edgegw.http.request import Request
 from edgegw.http.watch import Watch
+from edgegw.ladder import Ladders, Upstream
 from edgegw.ledger.room import DISK_FULL, JournalFull
 from edgegw.leg import Leg, LegWaits
 from edgegw.providers import registry
@@ -127,9 +128,8 @@ class Rig:
             for name, pool in self.pools.items()
         }
         watch = Watch(loop, self.clock.now)
-        self.attempts = Attempts(
-            self.upstreams, books, watch, self.clock, lambda: self.dice, loop, BreakerPolicy(), TokenEstimator()
-        )
+        self.ladders = Ladders(self.upstreams, BreakerPolicy())
+        self.attempts = Attempts(self.ladders, books, watch, self.clock, lambda: self.dice, loop, TokenEstimator())
         self.exchange = Exchange("id", 1, self.clock.now())
         self.reply = Reply(Client(), Request(method=b"POST"))
         self.route = Route("r", (Target("a", "m"), Target("b", "m")), RetryPolicy(base_s=0.001))
@@ -156,7 +156,7 @@ class Rig:
     def assert_even(self) -> None:
         """Nothing is left open: no live attempt, no retry, no attempt without its record."""
         assert all((up.budget.live, up.budget.retries) == (0, 0) for up in self.upstreams.values())
-        assert self.attempts.breakers_open == 0
+        assert self.ladders.breakers_open == 0
         begun = [line[1] for line in self.books.lines if line[0] in ("begin", "try")]
         ended = [line[1] for line in self.books.lines if line[0] not in ("begin", "try")]
         assert begun == [attempt.number for attempt in self.exchange.attempts]

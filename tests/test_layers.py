@@ -55,7 +55,7 @@ LAYERS: dict[int, str] = {
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
     """,
     2: """
-        errand leg relay used channel channel_server process_figures logs
+        errand leg ladder relay used channel channel_server process_figures logs
         http.watch http.uptake http.client_connection http.server http.dial http.upstream_connection http.upstream
         keys.making keys.sqlite keys.postgres keys.place keys.subscriber keys.feed
         limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
@@ -115,6 +115,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
         "dialects.openai_chat_writer",
     ),
     "http.client_connection": ("errand",),  # a handler is run on the spot until it has to wait
+    "ladder": ("http.upstream", "leg"),  # whom to ask, and how long to wait
     "leg": ("errand", "http.watch"),  # the end of a leg wakes its request; its waits are the watch's
     "relay": ("leg", "http.watch"),  # a leg that streams
     # What is verified is the ledger: a package of its own, within it.

@@ -12,7 +12,7 @@ from pathlib import Path
 from edgegw import endpoints
 from edgegw.access import Access, Doorkeeper
 from edgegw.app.parts import SystemClock, build_server
-from edgegw.attempts import Attempts, Upstream
+from edgegw.attempts import Attempts
 from edgegw.breaker import BreakerPolicy
 from edgegw.channel import ChannelClient
 from edgegw.content.capture import Capture
@@ -28,6 +28,7 @@ from edgegw.http.upstream import Pool, PoolLimits
 from edgegw.http.watch import Watch
 from edgegw.keys.subscriber import KeySubscriber
 from edgegw.keys.table import KeyTable, settings_keys
+from edgegw.ladder import Ladders, Upstream
 from edgegw.ledger.durable import Durable
 from edgegw.ledger.journal import Journal
 from edgegw.leg import LegWaits
@@ -81,7 +82,8 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         keys = KeySubscriber(channel, table, rules, limiter.rules_changed)
         gate = closed_gate(Doorkeeper(table, clock.wall_ns, keys.complete))
     upstreams = build_upstreams(settings, rules, clock, outbox)
-    attempts = Attempts(upstreams, journal, watch, clock, rng.random, loop, BreakerPolicy(), estimator, durable)
+    ladders = Ladders(upstreams, BreakerPolicy())
+    attempts = Attempts(ladders, journal, watch, clock, rng.random, loop, estimator, durable)
     capture = build_capture(settings, slot, clock)
     gateway = Gateway(
         Router(settings.use_cases, settings.models, settings.default, settings.providers),
@@ -103,7 +105,7 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
         watch,
         server,
         gateway,
-        attempts,
+        ladders,
         upstreams,
         limiter,
         channel,
