@@ -147,6 +147,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
         "http.upstream_connection",
     ),  # over connections of our own
     "telemetry.console": ("logs",),  # lines in the shape of the log's
+    "ledger.record": ("trace",),  # whose trace a request belongs to
     "telemetry.spans": ("ledger.record", "trace"),  # told of records
     "prices": ("ledger.record", "pattern", "price_table"),  # of an attempt as it stands in the books
     "limits.rules": ("pattern",),
