@@ -35,9 +35,10 @@ LAYERS: dict[int, str] = {
         http.proxies http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
         dialects.openai_chat_request dialects.openai_chat_messages dialects.openai_chat_reply
-        dialects.openai_chat_stream dialects.openai_chat_writer dialects.texts
+        dialects.openai_chat_stream dialects.openai_chat_accents dialects.openai_chat_writer dialects.texts
+        dialects.lenient
         dialects.anthropic_schema dialects.anthropic_turns dialects.anthropic_request dialects.anthropic_messages
-        dialects.anthropic_stream
+        dialects.anthropic_events dialects.anthropic_stream
         providers.__init__ providers.base providers.retry_after providers.models providers.openai providers.anthropic
         providers.compatible providers.registry
         keys.__init__ keys.table keys.store keys.rows
