@@ -47,9 +47,18 @@ _ERRORS: dict[str, tuple[str, str | None, int]] = {
 # What Anthropic says only in prose: the beginning or a part of the message, and OpenAI's code for it.
 _CODES_IN_PROSE = (
     ("prompt is too long", "context_length_exceeded"),
+    ("exceed context limit", "context_length_exceeded"),
     ("credit balance is too low", "insufficient_quota"),
+    ("reached your specified API usage limits", "insufficient_quota"),
     ("model: ", "model_not_found"),
 )
+# And what it says in `details.error_code`, where the type says too little: a limit of money is not over in a minute.
+_CODES_IN_DETAILS = {
+    "contract_spend_limit_reached": "insufficient_quota",
+    "enforced_spend_limit_reached": "insufficient_quota",
+    "linked_organization_billing_unavailable": "insufficient_quota",
+    "linked_organization_spend_limit_reached": "insufficient_quota",
+}
 
 
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
@@ -223,6 +232,9 @@ def words_of(error: object) -> dict[str, str]:
         if message.startswith(prose) or (prose in message and told != "model_not_found"):
             code = told
             break
+    details = error.get("details") if isinstance(error, dict) else None
+    if isinstance(details, dict):
+        code = _CODES_IN_DETAILS.get(str(details.get("error_code")), code)
     found = {"message": message, "type": type_, "code": code or ""}
     return {name: value for name, value in found.items() if value}
 
