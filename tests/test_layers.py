@@ -27,7 +27,8 @@ LAYERS: dict[int, str] = {
         settings.__init__ settings.model settings.values settings.fields settings.addresses settings.url_parts
         settings.redis_address settings.database_address
         settings.tree settings.mistakes settings.checks settings.interpolation settings.document settings.environment
-        settings.load settings.schema settings.describe settings.specs settings.tenant_fields settings.tenant_checks
+        settings.load settings.schema settings.reference settings.describe settings.specs
+        settings.tenant_fields settings.tenant_checks
     """,
     1: """
         access pattern trace routing retry breaker tokens endpoints reply_fields price_table prices client_ids
