@@ -218,7 +218,7 @@ class ClientConnection(asyncio.Protocol):
         self.expires_s = NEVER
         self._reply = reply = Reply(self, request)
         server.in_work += 1
-        self._errand = errand = Errand(server.handler(request, reply), server.loop)
+        self._errand = errand = Errand(server.handler(request, reply), server.loop, reply)
         errand.step()
 
     def finished(self, reply: Reply, keep_alive: bool) -> None:
