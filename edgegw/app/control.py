@@ -81,7 +81,7 @@ def build_control(
     syncer = None if sync == "none" else Syncer(state_dir, settings.storage.journal.sync_interval_s)
     journals = Journals(channel_server, state_dir, settings.storage.journal, syncer)
     pulse = Pulse(clock)
-    tracing = build_tracing(settings, clock, identity(state_dir), as_json=as_json)
+    tracing = build_tracing(settings, clock, state_dir, identity(state_dir), as_json=as_json)
     metrics = Metrics(
         routes=route_names(settings),
         targets=fixed_targets(settings),
@@ -101,6 +101,7 @@ def build_control(
         retention_s=settings.capture.retention_s,
         bytes_max=settings.capture.bytes_max,
         adopt=settings.storage.journal.adopt or (),
+        tells=tracing is not None and tracing.contents is not None,
     )
     keys: KeyFeed | None = None
     if settings.auth == "keys":
