@@ -112,8 +112,16 @@ class Attempts:
             upstream, is_retry = rung.upstream, kind == "retry"
             try:
                 call = upstream.provider.call(ask, rung.target.model, exchange.id)
+            except GatewayError as obstacle:  # the target's dialect cannot say it; the next one's may
+                breaker.released(leave)
+                index, leave = choose(ladder.breakers, index + 1, self._now())
+                if index == NOBODY:
+                    raise obstacle if fault is None else final_error(fault) from obstacle
+                tries = 0
+                continue
+            try:
                 current = Try(self._begin(exchange, rung.target, kind, fault), rung)
-            except GatewayError as obstacle:  # the target's dialect cannot say it, or the books are full
+            except GatewayError as obstacle:  # the books are full
                 breaker.released(leave)
                 raise obstacle if fault is None else final_error(fault) from obstacle
             exchange.dropped = call.dropped

@@ -24,7 +24,7 @@ from edgegw.content.capture import Capture
 from edgegw.content.wire import ReplyCopy
 from edgegw.dialects import openai_chat
 from edgegw.dialects.base import Ask
-from edgegw.endpoints import MODELS
+from edgegw.endpoints import methods_field
 from edgegw.errors import GatewayError
 from edgegw.exchange import Exchange, Route, State
 from edgegw.http.reply import JSON, Reply
@@ -130,7 +130,9 @@ class Gateway:
 
     def serve(self, request: Request, reply: Reply) -> Coroutine[Any, Any, None]:
         """The handler of the server: a request that its head already condemned is handled (and recorded) as well."""
-        if request.path == MODELS and request.error is None:
+        if request.method != b"POST" and request.error is None:
+            if request.method == b"OPTIONS":
+                return self._tell_methods(request, reply)
             try:
                 tenant = self._access.tenant(request, None)
             except GatewayError as error:
@@ -286,6 +288,9 @@ class Gateway:
         if grant is not None:
             grant.settle(usage.total if usage is not None else 0)
         self._books.end(exchange)
+
+    async def _tell_methods(self, request: Request, reply: Reply) -> None:
+        reply.send(200, methods_field(request.path), b"")
 
     async def _list_models(self, tenant: str, reply: Reply) -> None:
         names = self._access.models(self._router, tenant)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgegw.channel import Channel, ChannelClient, Drain, JournalIs
+from edgegw.channel import Channel, ChannelClient, JournalIs
 from edgegw.child import Lifeline
 from edgegw.clock import Clock
 from edgegw.content.capture import Capture
@@ -95,7 +95,6 @@ class Worker:
         told_to_go = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, told_to_go.set)
         loop.add_reader(lifeline.fd, told_to_go.set)
-        self.channel.handle(Drain, lambda _: told_to_go.set())
         self.watch.start()
         self.channel.start()
         if await self.channel.wait_open(CHANNEL_WAIT_S) and self.keys is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edgegw.dialects.anthropic_messages import UsageCount, read_message, usage_of
+from edgegw.dialects.anthropic_messages import OutputDetails, UsageCount, read_message, usage_of
 from edgegw.dialects.anthropic_stream import AnthropicStream
 from edgegw.dialects.openai_chat_writer import ChunkWriter, write_answer
 from edgegw.errors import UpstreamFault
@@ -341,6 +341,6 @@ def test_a_reply_that_is_no_message(body: bytes, kind: str) -> None:
 
 
 def test_usage_counts_the_cache_as_input() -> None:
-    count = UsageCount(1, 8, 4, 2, {"thinking_tokens": 3})
+    count = UsageCount(1, 8, 4, 2, OutputDetails(3))
     assert usage_of(count) == Usage(input=7, output=8, cached=2, cache_write=4, reasoning=3)
     assert usage_of(UsageCount()) == Usage(estimated=True)

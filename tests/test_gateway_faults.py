@@ -345,6 +345,13 @@ def test_unknown_paths_and_methods(running: Gateway, method: str, path: str, sta
     assert (row["state"], row["status"]) == ("refused", status)
 
 
+@pytest.mark.parametrize(("path", "method"), [("*", "POST"), ("/v1/models", "GET"), ("/v1/chat/completions", "POST")])
+def test_options_tells_the_methods(running: Gateway, path: str, method: str) -> None:
+    answer = ask(running.url, "OPTIONS", path)
+    assert (answer.status, answer.body) == (200, b"")
+    assert {method, "OPTIONS"} <= set(answer.headers["allow"].split(", "))
+
+
 def test_a_body_too_large_is_refused_before_it_is_read(running: Gateway, simulator: Simulator) -> None:
     """The body is never sent: the answer comes from the head alone."""
     before = simulator.stats()["requests"]

@@ -27,17 +27,19 @@ LAYERS: dict[int, str] = {
         settings.__init__ settings.model settings.values settings.fields settings.addresses settings.url_parts
         settings.redis_address settings.database_address
         settings.tree settings.mistakes settings.checks settings.interpolation settings.document settings.environment
-        settings.load settings.schema settings.describe settings.specs settings.tenant_fields settings.tenant_checks
+        settings.load settings.schema settings.reference settings.describe settings.specs
+        settings.tenant_fields settings.tenant_checks
     """,
     1: """
         access pattern trace routing retry breaker tokens endpoints reply_fields price_table prices client_ids
-        http.__init__ http.request http.chunked http.known_head http.connection http.response http.outbox http.reply
-        http.proxies http.sse
+        http.__init__ http.request http.chunked http.head http.judge http.known_head http.connection http.response
+        http.outbox http.reply http.proxies http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
         dialects.openai_chat_request dialects.openai_chat_messages dialects.openai_chat_reply
-        dialects.openai_chat_stream dialects.openai_chat_writer dialects.texts
+        dialects.openai_chat_stream dialects.openai_chat_accents dialects.openai_chat_writer dialects.texts
+        dialects.lenient
         dialects.anthropic_schema dialects.anthropic_turns dialects.anthropic_request dialects.anthropic_messages
-        dialects.anthropic_stream
+        dialects.anthropic_events dialects.anthropic_stream
         providers.__init__ providers.base providers.retry_after providers.models providers.openai providers.anthropic
         providers.compatible providers.registry
         keys.__init__ keys.table keys.store keys.rows
@@ -57,7 +59,8 @@ LAYERS: dict[int, str] = {
     """,
     2: """
         errand leg ladder relay used channel channel_server process_figures logs
-        http.watch http.uptake http.client_connection http.server http.dial http.upstream_connection http.upstream
+        http.watch http.uptake http.probe http.client_connection http.server http.dial http.upstream_connection
+        http.upstream
         keys.making keys.sqlite keys.postgres keys.place keys.subscriber keys.feed
         limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
         limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.replicas
@@ -212,7 +215,7 @@ LIBRARIES: dict[str, set[str]] = {
     "asyncpg": {"ledger.postgres.connection", "ledger.postgres.partitions", "ledger.postgres.schema"},
     "click": {"cli", "cli_books", "cli_content", "cli_keys", "cli_migrate", "cli_options"},
     "hiredis": {"limits.redis.connection"},
-    "httptools": {"http.connection", "http.response", "simulator.server"},
+    "httptools": {"http.judge", "http.response", "simulator.server"},
     "orjson": {"gateway", "control.admin"},
     "opentelemetry": {"telemetry.collector_grpc"},
     "uvloop": {"app.__init__", "simulator.run"},

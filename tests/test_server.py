@@ -96,6 +96,49 @@ async def test_pipelined_requests_are_answered_in_order_and_one_at_a_time(start:
     writer.close()
 
 
+async def test_a_thousand_requests_in_one_write_do_not_hold_up_others(start: Start) -> None:
+    """They are answered, all and in order; whoever else asks gets an answer between them."""
+    asked: list[bytes] = []
+
+    async def count(request: Request, reply: Reply) -> None:
+        asked.append(request.query)
+        await echo(request, reply)
+
+    running = await start(count)
+    reader, writer = await running.connect()
+    other_reader, other_writer = await running.connect()
+    writer.write(b"".join(GET.replace(b"models", b"models?%d" % number) for number in range(1000)))
+    writer.write_eof()
+    other_writer.write(GET.replace(b"models", b"models?other"))
+    assert (await reply_of(other_reader))[0] == 200
+    assert asked.index(b"other") < 500
+    assert [(await reply_of(reader))[0] for _ in range(1000)] == [200] * 1000
+    assert await reader.read() == b""
+    asked.remove(b"other")
+    assert asked == [b"%d" % number for number in range(1000)]
+    writer.close()
+    other_writer.close()
+
+
+async def test_who_does_not_take_the_answers_is_asked_for_no_more_requests(start: Start) -> None:
+    answered = 0
+
+    async def large(request: Request, reply: Reply) -> None:
+        nonlocal answered
+        answered += 1
+        reply.send(200, JSON, b"x" * 100_000)
+
+    running = await start(large)
+    reader, writer = await running.connect()
+    writer.write(GET * 2000)
+    await until(lambda: answered > 0 and any(connection.write_paused for connection in running.server.connections))
+    before = answered
+    await asyncio.sleep(0.05)
+    assert answered == before < 500
+    assert [(await reply_of(reader))[0] for _ in range(2000)] == [200] * 2000
+    writer.close()
+
+
 async def test_head_has_no_body_and_the_connection_goes_on(start: Start) -> None:
     running = await start(echo)
     reader, writer = await running.connect()

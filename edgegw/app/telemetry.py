@@ -36,9 +36,7 @@ def places(settings: Settings) -> dict[str, Place]:
     return {each.name: Place.of(each.name, each.kind, each.base_url) for each in settings.providers.values()}
 
 
-def build_tracing(
-    settings: Settings, clock: SystemClock, state_dir: Path, instance: str, *, as_json: bool
-) -> Tracing | None:
+def build_tracing(settings: Settings, clock: SystemClock, instance: str, *, as_json: bool) -> Tracing | None:
     """As OpenTelemetry's variables have it. A collector's client is loaded only when one is named."""
     wanted = variables.read(os.environ, instance)
     for complaint in wanted.complaints:
@@ -63,7 +61,7 @@ def build_tracing(
         wording = Wording(places(settings), wanted.content_bytes_max)
         exporters.append(exporter(build_collector(wanted, wording, clock), wanted.delay_s))
         if wanted.content:
-            contents = build_contents(settings, clock, state_dir, exporters[-1].offer)
+            contents = build_contents(settings, clock, exporters[-1].offer)
         sinks.append(exporters[-1].offer if contents is None else contents.meeting.offer)
     if "console" in wanted.exporters:
         write = console.json_line if as_json else console.line
@@ -74,12 +72,12 @@ def build_tracing(
     return Tracing(Spans(wanted.sampler, variables.slow_us(wanted.slow_s), sinks), exporters, contents)
 
 
-def build_contents(settings: Settings, clock: SystemClock, state_dir: Path, onward: Callable[[Told], None]) -> Contents:
+def build_contents(settings: Settings, clock: SystemClock, onward: Callable[[Told], None]) -> Contents:
     choice = Choice(settings, tells=True)
     but = f", but not those of {', '.join(choice.refusing)}" if choice.refusing else ""
     logger.warning("prompts and answers go to the collector%s: %s says so", but, variables.CONTENT)
     meeting = Meeting(onward, choice, clock)
-    return Contents(Courier(state_dir, meeting.bring, lambda: meeting.room, clock), meeting)
+    return Contents(Courier(Path(settings.server.state_dir), meeting.bring, lambda: meeting.room, clock), meeting)
 
 
 def build_collector(wanted: variables.TraceSettings, wording: Wording, clock: SystemClock) -> Destination:
