@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 TRACEPARENT = b"traceparent"
 TRACESTATE = b"tracestate"
@@ -38,6 +38,16 @@ _BYTE = tuple(bytes((number,)) for number in range(256))
 # are), and services that look at them so keep the same traces.
 _DICE_CHARS = 14
 _DICE_SIDES = 1 << 56
+
+
+class Traced(Protocol):
+    """A request, or what is written down about one."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def trace(self) -> str | None: ...
 
 
 class Parent(NamedTuple):
@@ -90,6 +100,11 @@ def trace_id(request_id: str, trace: str | None) -> str:
     """The trace that a request belongs to; `trace` is what `received` gave."""
     parent = parent_of(trace)
     return own_trace_id(request_id) if parent is None else parent.trace_id
+
+
+def about(request: Traced) -> dict[str, str]:
+    """What a line of the log carries that is about this request (`extra`)."""
+    return {"request_id": request.id, "trace_id": trace_id(request.id, request.trace)}
 
 
 def span_id(request_id: str) -> bytes:

@@ -61,6 +61,8 @@ class Connection:
 
     def abandon(self) -> None: ...
 
+    def break_off(self, reply: Reply) -> None: ...
+
 
 def request(body: bytes = b"{}", *, http_1_0: bool = False) -> Request:
     return Request(b"POST", b"/v1/chat/completions", headers={}, body=body, http_1_0=http_1_0)

@@ -154,6 +154,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "telemetry.spans": ("content.record", "ledger.record", "trace"),  # told of records
     "telemetry.messages": ("content.answer", "content.mended", "content.record", "content.wire"),  # what was captured
     "telemetry.tracing": ("content.courier",),
+    "ledger.record": ("trace",),  # whose trace a request belongs to
     "prices": ("ledger.record", "pattern", "price_table"),  # of an attempt as it stands in the books
     "limits.rules": ("pattern",),
     "limits.redis.absence": ("limits.bucket", "limits.meter"),  # the same shapes and words, counted elsewhere

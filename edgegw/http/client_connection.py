@@ -240,6 +240,11 @@ class ClientConnection(asyncio.Protocol):
         else:  # nearly always: nothing has come meanwhile
             self._rest()
 
+    def break_off(self, reply: Reply) -> None:
+        """Whoever wrote this reply failed."""
+        if self._reply is reply:
+            self.transport.abort()
+
     def abandon(self) -> None:
         """The client is gone: whoever works for it is told by `on_gone`, or cancelled where nobody listens."""
         reply, errand = self._reply, self._errand
