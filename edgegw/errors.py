@@ -143,6 +143,13 @@ class UpstreamFault(Exception):  # noqa: N818 (what the provider did; the error 
     sent: bool = True
 
 
+def own_fault(error: Exception) -> UpstreamFault:
+    """What an attempt ends with when we, and not the provider, failed on its answer: `error` is the cause."""
+    fault = UpstreamFault("internal", "The gateway failed while it handled the provider's answer.")
+    fault.__cause__ = error
+    return fault
+
+
 # The provider's own error body is shown as it is (in its own dialect only) where it is about the request or a limit.
 _SHOWN_VERBATIM = frozenset(("upstream_refused", "upstream_rate_limited", "upstream_quota"))
 # What clients are told where the provider refused our own key: none of its words, which would be about a key of theirs.

@@ -163,15 +163,18 @@ class Gateway:
         except asyncio.CancelledError:
             ending = self._leave(exchange, reply)
         except Exception:
-            about = {"request_id": exchange.id, "trace_id": trace.trace_id(exchange.id, exchange.trace)}
-            logger.exception("internal error in exchange %s", exchange.id, extra=about)
+            logger.exception("internal error", extra=trace.about(exchange))
             ending = self._refuse(exchange, GatewayError("internal", "The gateway failed on this request."), reply)
-        self._close(exchange, ending, reply)
-        if self._disk is not None and exchange.begun:
-            await self._disk.before_client()
-        ending.deliver(reply)
-        if copy is not None and self._capture is not None:
-            self._capture.end(exchange, request, copy)
+        try:
+            self._close(exchange, ending, reply)
+            if self._disk is not None and exchange.begun:
+                await self._disk.before_client()
+            ending.deliver(reply)
+            if copy is not None and self._capture is not None:
+                self._capture.end(exchange, request, copy)
+        except Exception:
+            logger.exception("internal error at the end of a request", extra=trace.about(exchange))
+            reply.break_off()
 
     # -- before the attempts --
 

@@ -105,6 +105,8 @@ class Client:
 
     def abandon(self) -> None: ...
 
+    def break_off(self, reply: Reply) -> None: ...
+
 
 class Rig:
     def __init__(self, books: Books, first: list[int | None], second: list[int | None], kind: str = "openai") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -323,6 +324,35 @@ async def test_who_has_knocked_before_the_door_is_shut_is_answered(start: Start)
             answer = await asyncio.to_thread(stream.read)
         assert answer.startswith(b"HTTP/1.1 200")
         assert answer.endswith(b"/v1/chat/completions")
+
+
+@pytest.mark.parametrize("when", ["at once", "later", "after its reply"])
+async def test_a_handler_that_fails_leaves_no_client_waiting(start: Start, when: str) -> None:
+    complaints: list[BaseException] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["exception"]))
+
+    async def failing(request: Request, reply: Reply) -> None:
+        if request.method == b"GET":
+            await echo(request, reply)
+            return
+        if when == "later":
+            await asyncio.sleep(0.01)
+        if when == "after its reply":
+            await echo(request, reply)
+        raise ZeroDivisionError
+
+    running = await start(failing)
+    reader, writer = await running.connect()
+    writer.write(POST + GET)
+    if when == "after its reply":
+        assert [(await reply_of(reader))[0] for _ in range(2)] == [200, 200]
+    else:
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        await until(lambda: not running.server.connections)
+        assert running.server.in_work == 0
+    assert [type(error) for error in complaints] == [ZeroDivisionError]
+    writer.close()
 
 
 async def test_http_1_0_streams_end_with_the_connection(start: Start) -> None:

@@ -218,7 +218,7 @@ class ClientConnection(asyncio.Protocol):
         self.expires_s = NEVER
         self._reply = reply = Reply(self, request)
         server.in_work += 1
-        self._errand = errand = Errand(server.handler(request, reply), server.loop)
+        self._errand = errand = Errand(server.handler(request, reply), server.loop, reply)
         errand.step()
 
     def finished(self, reply: Reply, keep_alive: bool) -> None:
@@ -239,6 +239,11 @@ class ClientConnection(asyncio.Protocol):
             self._serve()
         else:  # nearly always: nothing has come meanwhile
             self._rest()
+
+    def break_off(self, reply: Reply) -> None:
+        """Whoever wrote this reply failed."""
+        if self._reply is reply:
+            self.transport.abort()
 
     def abandon(self) -> None:
         """The client is gone: whoever works for it is told by `on_gone`, or cancelled where nobody listens."""
