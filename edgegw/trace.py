@@ -30,6 +30,8 @@ _MEMBER = rb"[ \t]*(?:" + _KEY + rb"=" + _VALUE + rb"[ \t]*)?"  # it may be empt
 _TRACESTATE = re.compile(_MEMBER + rb"(?:," + _MEMBER + rb")*")
 _SAMPLED = 0x01
 _ZEROS = bytes(7)
+# The client was told 200, or nothing, and did not get what it was promised.
+BROKEN_OFF = frozenset(("truncated", "reset", "error_event", "idle_timeout", "drained", "interrupted"))
 _BYTE = tuple(bytes((number,)) for number in range(256))
 
 # OpenTelemetry's consistent probability sampling: the last 56 bits of a trace id are its dice (of a UUIDv7, all of them
@@ -119,6 +121,15 @@ def attempt_span_id(request_span: bytes, number: int) -> bytes:
     return request_span[:7] + _BYTE[(request_span[7] ^ number) & 0xFF]
 
 
+class Ended(NamedTuple):
+    """What is looked at of a request that is over; `attempts`: how many."""
+
+    status: int
+    state: str
+    attempts: int
+    duration_us: int
+
+
 @dataclass(frozen=True, slots=True)
 class Sampler:
     """Which traces are kept: those that the client keeps (`parent_based`, and it said so), else `ratio` of all.
@@ -135,6 +146,32 @@ class Sampler:
         if self.ratio >= 1:
             return True
         return int(trace_id[-_DICE_CHARS:], 16) >= _DICE_SIDES * (1 - self.ratio)
+
+
+def failed(status: int, state: str) -> bool:
+    """It is the gateway's failure, or a provider's; what was the client's mistake is none (HTTP conventions)."""
+    return status >= 500 or state in BROKEN_OFF
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """Which requests are told when they are over: those that the sampler keeps, and its exceptions. From `slow_us` on
+    a request is slow."""
+
+    sampler: Sampler
+    slow_us: int
+
+    def keeps(self, trace_id: str, parent_sampled: bool | None, ended: Ended) -> bool:
+        sampler = self.sampler
+        return sampler.keeps(trace_id, parent_sampled) or (
+            sampler.exceptions
+            and (
+                ended.duration_us >= self.slow_us
+                or ended.attempts > 1
+                or ended.state == "failed"
+                or failed(ended.status, ended.state)
+            )
+        )
 
 
 class Announcer:

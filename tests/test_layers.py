@@ -50,9 +50,10 @@ LAYERS: dict[int, str] = {
         ledger.postgres.__init__ ledger.postgres.days
         ledger.questions ledger.tables ledger.verify.__init__ ledger.verify.findings ledger.verify.rules
         content.__init__ content.record content.wire content.choice content.store content.answer
+        content.mended
         telemetry.__init__ telemetry.names telemetry.seats telemetry.histogram telemetry.metrics telemetry.exposition
         telemetry.variables
-        telemetry.semconv telemetry.spans telemetry.otlp telemetry.otlp_metrics
+        telemetry.semconv telemetry.spans telemetry.otlp telemetry.otlp_metrics telemetry.messages telemetry.fitting
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
     """,
@@ -73,8 +74,9 @@ LAYERS: dict[int, str] = {
         ledger.postgres.connection ledger.postgres.schema ledger.postgres.partitions ledger.postgres.store
         ledger.postgres.upkeep ledger.postgres.books
         content.files content.porter content.capture content.sqlite content.postgres content.place content.shipper
+        content.courier
         telemetry.export telemetry.collector telemetry.collector_grpc telemetry.console telemetry.tracing
-        telemetry.metric_export
+        telemetry.metric_export telemetry.meeting
         simulator.rules_file
     """,
     3: """
@@ -149,8 +151,10 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
         "http.upstream_connection",
     ),  # over connections of our own
     "telemetry.console": ("logs",),  # lines in the shape of the log's
+    "telemetry.spans": ("content.record", "ledger.record", "trace"),  # told of records
+    "telemetry.messages": ("content.answer", "content.mended", "content.record", "content.wire"),  # what was captured
+    "telemetry.tracing": ("content.courier",),
     "ledger.record": ("trace",),  # whose trace a request belongs to
-    "telemetry.spans": ("ledger.record", "trace"),  # told of records
     "prices": ("ledger.record", "pattern", "price_table"),  # of an attempt as it stands in the books
     "limits.rules": ("pattern",),
     "limits.redis.absence": ("limits.bucket", "limits.meter"),  # the same shapes and words, counted elsewhere
@@ -235,7 +239,9 @@ NOT_IN_THE_DATA_PLANE_OWN = (
     "content.place",
     "content.shipper",
     "content.store",
+    "content.courier",
     "content.answer",
+    "content.mended",
     "ledger.syncing",
     "ledger.adoption",
     "ledger.rejected",
