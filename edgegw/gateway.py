@@ -25,7 +25,7 @@ from edgegw.content.wire import ReplyCopy
 from edgegw.dialects import openai_chat
 from edgegw.dialects.base import Ask
 from edgegw.endpoints import methods_field
-from edgegw.errors import GatewayError
+from edgegw.errors import GatewayError, final_error
 from edgegw.exchange import Exchange, Route, State
 from edgegw.http.reply import JSON, Reply
 from edgegw.http.request import Request
@@ -245,7 +245,7 @@ class Gateway:
         fault, answer = last.fault, last.answer
         if fault is not None:
             broken = last.leg is not None and last.leg.broken
-            return self._break_off(GatewayError(fault.kind, fault.message, code=fault.code), broken)
+            return self._break_off(final_error(fault), broken)
         if answer is None:
             return Ending(_END, 200, "complete", None, b"", last.last)
         return Ending(_SEND, 200, "complete", None, self._commit(exchange, last), answer.body)

@@ -102,8 +102,10 @@ def trace_id(request_id: str, trace: str | None) -> str:
     return own_trace_id(request_id) if parent is None else parent.trace_id
 
 
-def about(request: Traced) -> dict[str, str]:
+def about(request: Traced | None) -> dict[str, str] | None:
     """What a line of the log carries that is about this request (`extra`)."""
+    if request is None:
+        return None
     return {"request_id": request.id, "trace_id": trace_id(request.id, request.trace)}
 
 

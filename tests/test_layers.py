@@ -59,8 +59,8 @@ LAYERS: dict[int, str] = {
     """,
     2: """
         errand leg ladder relay used channel channel_server process_figures logs
-        http.watch http.uptake http.probe http.client_connection http.server http.dial http.upstream_connection
-        http.upstream
+        http.watch http.knocks http.uptake http.probe http.client_connection http.server http.dial
+        http.upstream_connection http.upstream
         keys.making keys.sqlite keys.postgres keys.place keys.subscriber keys.feed
         limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
         limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.replicas

@@ -185,6 +185,7 @@ def test_null_is_no_piece_of_an_answer() -> None:
         (opened(0, type="tool_use", id=5, name="f"), "upstream_garbage"),
         (delta(0, "text_delta", text="x", citation="odd"), "upstream_garbage"),
         (event("message_delta", delta={"stop_reason": 5}), "upstream_garbage"),
+        (opened(0, type=[]), None),
         (opened(0, type="brand_new", id=5), None),
         (delta(0, "brand_new_delta", citation="odd"), None),
         (event("brand_new", message="odd"), None),

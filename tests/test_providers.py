@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgegw.dialects import openai_chat
-from edgegw.errors import KINDS, Source, UpstreamFault
+from edgegw.errors import KINDS, Source, UpstreamFault, final_error
 from edgegw.providers.base import STAY_AWAY_S, Origin, Provider
 from edgegw.providers.models import shipped
 from edgegw.providers.registry import build
@@ -314,8 +314,16 @@ def test_keys_never_come_back() -> None:
 
 
 def test_our_own_refused_key_is_not_the_clients_business() -> None:
-    fault = provider().fault(401, {}, openai_error(message="Incorrect API key provided"), NOW_S)
-    assert fault.message == "The provider refused the gateway's own credentials."
+    told = openai_error(message="Incorrect API key provided", code="invalid_api_key", param="key")
+    anthropic = anthropic_error("authentication_error", "invalid x-api-key")
+    in_a_stream = provider().stream(STREAMED, "m", created_s=1)
+    in_a_stream.feed(b"data: " + told + b"\n\n")
+    faults = (provider().fault(401, {}, told, NOW_S), provider("anthropic").fault(401, {}, anthropic, NOW_S))
+    for fault in (*faults, in_a_stream.fault):
+        assert fault is not None
+        error = final_error(fault)
+        assert error.message == "The provider refused the gateway's own credentials."
+        assert (error.status, error.code, error.param, error.body) == (502, "upstream_auth_error", None, None)
 
 
 def test_a_long_message_is_shortened() -> None:

@@ -56,10 +56,10 @@ class Event(msgspec.Struct):
 EVENT = msgspec.json.Decoder(Event)
 _ANYTHING = msgspec.json.Decoder()
 
-# What of an answer a client must not miss without a word.
-_TELLING = frozenset({"message_start", "message_delta"})
-_TELLING_PARTS = frozenset(
+# What of an answer a client must not miss without a word: events, blocks and deltas.
+_TELLING = frozenset(
     (
+        *("message_start", "message_delta"),
         *("text", "tool_use", "thinking", "redacted_thinking"),
         *("text_delta", "input_json_delta", "thinking_delta", "signature_delta"),
     )
@@ -84,7 +84,7 @@ def read_again(data: bytes, mask: Mask) -> Event:
     if found.get("error"):
         raise error_fault(mask(msgspec.json.encode(found["error"])))
     part = found.get("delta") or found.get("content_block")
-    kind = part.get("type") if isinstance(part, dict) else None
-    if found.get("type") in _TELLING or kind in _TELLING_PARTS:
+    kinds = (found.get("type"), part.get("type") if isinstance(part, dict) else None)
+    if any(kind in _TELLING for kind in kinds if isinstance(kind, str)):
         raise garbage("The provider sent an event that cannot be read.")
     return Event()

@@ -19,6 +19,7 @@ from edgegw.exchange import TOKENS_MAX, Usage
 NAME = "anthropic_messages"
 
 _EMPTY = msgspec.Raw()
+_NULL = msgspec.Raw(b"null")
 _NO_ARGUMENTS = msgspec.Raw(b"{}")
 
 # Unknown reasons count as "stop": the answer is there, whatever made it end.
@@ -135,7 +136,7 @@ def read_message(body: bytes, unwrap: str | None, mask: Mask = unmasked) -> Answ
                     citation.start, citation.end = start, start + len(texts[-1])
                     citations.append(citation)
         elif block.type == "tool_use":
-            arguments = _NO_ARGUMENTS if block.input == _EMPTY else block.input
+            arguments = _NO_ARGUMENTS if block.input in (_EMPTY, _NULL) else block.input
             if block.name == unwrap:
                 texts.append(bytes(arguments).decode("utf-8", "replace"))
             else:

@@ -50,6 +50,7 @@ class AnthropicStream:
         "_count",
         "_finished",
         "_mask",
+        "_pinged",
         "_refusal",
         "_splitter",
         "_started",
@@ -89,6 +90,7 @@ class AnthropicStream:
         self._wrote_arguments = False  # of the open tool call
         self._called_tools = False
         self._started = False
+        self._pinged = False
         self._stop_reason: str | None = None
         self._refusal: str | None = None
 
@@ -258,6 +260,12 @@ class AnthropicStream:
     def _stop(self, event: Event) -> bytes:
         return self._finish()
 
+    def _ping(self, event: Event) -> bytes:
+        """The first one stands at the beginning of every stream. Later ones fill a silence, which can be minutes of
+        thinking that is not shown."""
+        first, self._pinged = not self._pinged, True
+        return b"" if first else self._writer.wait()
+
     def _finish(self) -> bytes:
         if not self._started:
             self.fault = UpstreamFault("upstream_garbage", "The provider's answer is empty.", status=200)
@@ -288,6 +296,7 @@ _ACTS = {
     "content_block_stop": AnthropicStream._close,
     "message_delta": AnthropicStream._change,
     "message_stop": AnthropicStream._stop,
+    "ping": AnthropicStream._ping,
 }
 
 
