@@ -121,8 +121,21 @@ def attempt_span_id(request_span: bytes, number: int) -> bytes:
     return request_span[:7] + _BYTE[(request_span[7] ^ number) & 0xFF]
 
 
-class Ended(NamedTuple):
+class Ended(Protocol):
     """What is looked at of a request that is over; `attempts`: how many."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def attempts(self) -> int: ...
+    @property
+    def duration_us(self) -> int: ...
+
+
+class JustEnded(NamedTuple):
+    """The same, of a request that no record tells of yet."""
 
     status: int
     state: str
