@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -470,7 +472,32 @@ INVALID = [
     ({"messages": [USER, {**CALLING, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {}}}]}, RESULT]},
      "messages[1].tool_calls[0].function.arguments"),
     ({"tool_choice": "required"}, "tool_choice"),
+    ({"messages": [USER] * 100_001}, "messages"),
 ]  # fmt: skip
+
+
+MANY = 8000
+MANY_CALLS = [{**CALL, "id": f"c{number}"} for number in range(MANY)]
+MANY_RESULTS = [{**RESULT, "tool_call_id": f"c{number}"} for number in range(MANY)]
+MANY_TOOLS = [{"type": "function", "function": {"name": f"f{number}"}} for number in range(MANY)]
+LAST_TOOL = {"mode": "auto", "tools": MANY_TOOLS[-1:] * MANY}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [USER, {**CALLING, "tool_calls": MANY_CALLS}, *MANY_RESULTS]},
+        {"messages": [USER, *[SYSTEM] * MANY]},
+        {"tools": MANY_TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": LAST_TOOL}},
+        {"messages": [{"role": "user", "content": [{**PNG, "image_url": {"url": "data:" + ";" * 1_000_000}}, "x"]}]},
+    ],
+)
+def test_no_request_costs_more_than_its_length(fields: dict[str, Any]) -> None:
+    """With the square of it, each of these held up a worker for seconds."""
+    started_s = time.process_time()
+    with suppress(GatewayError):
+        written(NEW, **fields)
+    assert time.process_time() - started_s < 2
 
 
 def test_a_schema_too_deep_is_a_400() -> None:
