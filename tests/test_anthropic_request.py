@@ -227,9 +227,47 @@ def test_a_strict_tool_is_sent_within_the_supported_part_and_a_map_is_not_held_t
     ]
     said = {"type": "integer", "description": "{minimum: 1}"}
     closed = {"type": ["object", "null"], "properties": {"x": said}, "additionalProperties": False}
-    first, second = sent(NEW, tools=tools)["tools"]
+    result = written(NEW, tools=tools)
+    first, second = json.loads(result.body)["tools"]
     assert (first["input_schema"], first["strict"]) == ({**schema, "properties": {"in": closed}}, True)
     assert second == {"name": "b", "input_schema": map_}
+    assert result.dropped == ("tools[].function.strict",)
+
+
+def strict_tools(count: int, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    schema = {"type": "object", "properties": parameters, "required": ["a"], "additionalProperties": False}
+    return [
+        {"type": "function", "function": {"name": f"f{number}", "parameters": schema, "strict": True}}
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tools", "strict"),
+    [
+        (strict_tools(20, {"a": {"type": "string"}}), True),
+        (strict_tools(21, {"a": {"type": "string"}}), False),
+        (strict_tools(12, {"a": {"type": "string"}, "b": {}, "c": {}}), True),
+        (strict_tools(13, {"a": {"type": "string"}, "b": {}, "c": {}}), False),
+        (strict_tools(16, {"a": {"type": ["string", "null"]}}), True),
+        (strict_tools(17, {"a": {"anyOf": [{"type": "string"}, {"type": "null"}]}}), False),
+    ],
+)
+def test_more_strict_schemas_than_the_api_takes_are_not_held_to(tools: list[dict[str, Any]], strict: bool) -> None:
+    """SDKs mark every tool as strict; the API would refuse the whole request."""
+    result = written(NEW, tools=tools)
+    assert {tool.get("strict", False) for tool in json.loads(result.body)["tools"]} == {strict}
+    assert result.dropped == (() if strict else ("tools[].function.strict",))
+
+
+def test_an_answer_of_more_than_the_api_takes_has_the_stand_in_tool() -> None:
+    schema = {"type": "object", "properties": {f"k{number}": {"type": "string"} for number in range(25)}}
+    wish = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    assert written(NEW, response_format=wish).unwrap == JSON_TOOL
+    wish["json_schema"]["schema"]["required"] = ["k0"]  # type: ignore[index]
+    assert written(NEW, response_format=wish).unwrap is None
+    both = written(NEW, response_format=wish, tools=strict_tools(1, {"a": {}, "b": {}}))
+    assert (both.unwrap, both.dropped) == (None, ("tools[].function.strict",))
 
 
 def test_a_history_with_calls_brings_its_tools_along() -> None:
@@ -503,7 +541,7 @@ def test_no_request_costs_more_than_its_length(fields: dict[str, Any]) -> None:
 def test_a_schema_too_deep_is_a_400() -> None:
     deep: dict[str, Any] = {}
     for _ in range(300):
-        deep = {"type": "object", "properties": {"a": deep}, "additionalProperties": False}
+        deep = {"type": "object", "properties": {"a": deep}, "required": ["a"]}
     for fields in (
         {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": deep}}},
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": deep, "strict": True}}]},

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from edgegw.dialects.anthropic_schema import has_maps, supported
+from edgegw.dialects.anthropic_schema import fit, has_maps, supported
 from edgegw.dialects.anthropic_turns import JSON, cache_control, write_turns
 from edgegw.dialects.chat import Request, SealedThinking, Thinking, Tool, ToolCall, Turn
 
@@ -60,7 +60,7 @@ class Written:
 def unwraps(schema: msgspec.Raw | None, capabilities: Capabilities) -> str | None:
     """The name of the stand-in tool, when an answer in JSON of `schema` has to do with one: the model has no structured
     outputs, or they cannot say it."""
-    if schema is None or (capabilities.structured_outputs and not has_maps(schema)):
+    if schema is None or (capabilities.structured_outputs and fit([schema]) and not has_maps(schema)):
         return None
     return JSON_TOOL
 
@@ -74,7 +74,7 @@ def write(request: Request, model: str, capabilities: Capabilities) -> Written:
         max_tokens = capabilities.max_output_tokens
     body: JSON = {"model": model, "max_tokens": max_tokens, "messages": messages}
     unwrap = _write_json_answer(request, capabilities, body, system)
-    _write_tools(request, unwrap, capabilities.structured_outputs, body)
+    _write_tools(request, unwrap, capabilities.structured_outputs, body, dropped)
     if system:
         body["system"] = system
     thinks = _write_thinking(request, capabilities, body, dropped)
@@ -98,8 +98,11 @@ def _write_json_answer(request: Request, capabilities: Capabilities, body: JSON,
     return unwrap
 
 
-def _write_tools(request: Request, unwrap: str | None, strict: bool, body: JSON) -> None:
-    tools = [_tool(tool, strict, f"tools[{index}].function.parameters") for index, tool in enumerate(request.tools)]
+def _write_tools(request: Request, unwrap: str | None, can_be_strict: bool, body: JSON, dropped: list[str]) -> None:
+    held = _held(request, unwrap) if can_be_strict else frozenset()
+    if any(tool.strict and index not in held for index, tool in enumerate(request.tools)):
+        dropped.append("tools[].function.strict")
+    tools = [_tool(tool, index in held, f"tools[{index}].function") for index, tool in enumerate(request.tools)]
     choice: JSON = {}
     if request.tool_choice is not None and tools:
         choice["type"] = _CHOICES[request.tool_choice.mode]
@@ -131,13 +134,24 @@ def _called(turns: list[Turn]) -> list[str]:
     return list(dict.fromkeys(call.name for call in calls))
 
 
+def _held(request: Request, unwrap: str | None) -> frozenset[int]:
+    """Which of the request's tools its model can be held to, beside the answer: all that can be, or none."""
+    held = {
+        index: tool.schema
+        for index, tool in enumerate(request.tools)
+        if tool.strict and tool.schema is not None and not has_maps(tool.schema)
+    }
+    answer = request.json_answer.schema if request.json_answer is not None and unwrap is None else None
+    schemas = [*held.values(), *(() if answer is None else (answer,))]
+    return frozenset(held) if fit(schemas) else frozenset()
+
+
 def _tool(tool: Tool, strict: bool, path: str) -> JSON:
-    """`strict`: the model can be held to a schema; to one, that is, that leaves nothing open."""
     written: JSON = {"name": tool.name, "input_schema": _with_type(tool.schema)}
     if tool.description:
         written["description"] = tool.description
-    if strict and tool.strict and tool.schema is not None and not has_maps(tool.schema):
-        written["input_schema"] = {"type": "object", **supported(tool.schema, path)}
+    if strict and tool.schema is not None:
+        written["input_schema"] = {"type": "object", **supported(tool.schema, f"{path}.parameters")}
         written["strict"] = True
     if tool.cache:
         written["cache_control"] = cache_control(tool.cache)
