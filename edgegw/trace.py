@@ -102,8 +102,10 @@ def trace_id(request_id: str, trace: str | None) -> str:
     return own_trace_id(request_id) if parent is None else parent.trace_id
 
 
-def about(request: Traced) -> dict[str, str]:
+def about(request: Traced | None) -> dict[str, str] | None:
     """What a line of the log carries that is about this request (`extra`)."""
+    if request is None:
+        return None
     return {"request_id": request.id, "trace_id": trace_id(request.id, request.trace)}
 
 
@@ -119,8 +121,21 @@ def attempt_span_id(request_span: bytes, number: int) -> bytes:
     return request_span[:7] + _BYTE[(request_span[7] ^ number) & 0xFF]
 
 
-class Ended(NamedTuple):
+class Ended(Protocol):
     """What is looked at of a request that is over; `attempts`: how many."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def attempts(self) -> int: ...
+    @property
+    def duration_us(self) -> int: ...
+
+
+class JustEnded(NamedTuple):
+    """The same, of a request that no record tells of yet."""
 
     status: int
     state: str

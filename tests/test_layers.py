@@ -33,7 +33,7 @@ LAYERS: dict[int, str] = {
     1: """
         access pattern trace routing retry breaker tokens endpoints reply_fields price_table prices client_ids
         http.__init__ http.request http.chunked http.head http.judge http.known_head http.connection http.response
-        http.outbox http.reply http.proxies http.sse
+        http.inflate http.outbox http.reply http.proxies http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
         dialects.openai_chat_request dialects.openai_chat_messages dialects.openai_chat_reply
         dialects.openai_chat_stream dialects.openai_chat_accents dialects.openai_chat_writer dialects.texts
@@ -59,8 +59,8 @@ LAYERS: dict[int, str] = {
     """,
     2: """
         errand leg ladder relay used channel channel_server process_figures logs
-        http.watch http.uptake http.probe http.client_connection http.server http.dial http.upstream_connection
-        http.upstream
+        http.watch http.knocks http.uptake http.probe http.client_connection http.server http.dial
+        http.upstream_connection http.upstream
         keys.making keys.sqlite keys.postgres keys.place keys.subscriber keys.feed
         limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
         limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.replicas

@@ -151,7 +151,7 @@ def test_all_loggers_speak_through_it(pipe: tuple[int, int]) -> None:
 
 
 # Which modules log, and about what. What is about one request, or a record of one, has its ids.
-ABOUT_REQUESTS = {"gateway", "attempts", "ledger/telling"}
+ABOUT_REQUESTS = {"gateway", "attempts", "ledger/telling", "content/courier"}
 ABOUT_BOTH = {"ledger/journal", "ledger/shipper"}
 ABOUT_THE_GATEWAY = {
     *("app/__init__", "app/telemetry", "channel", "channel_server", "content/shipper", "control/process", "keys/feed"),

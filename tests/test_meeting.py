@@ -170,6 +170,26 @@ async def test_a_courier_brings_each_content_once(tmp_path: Path) -> None:
     assert (list(Trays(tmp_path, TOLD_DIR).all()), len(list(Trays(tmp_path).all()))) == ([], 1)
 
 
+async def test_a_content_that_is_not_taken_is_told_by_its_request_and_keeps_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, content(1), content(2), content(3))
+    found: list[str] = []
+
+    def bring(each: Content) -> None:
+        if each.request_id == request_id(2):
+            raise ValueError("words that may be the content's")
+        found.append(each.request_id)
+
+    courier = Courier(tmp_path, bring, lambda: True, ManualClock(wall_ns=time.time_ns()))
+    courier.start()
+    await courier.stop(WITHIN_S)
+    assert found == [request_id(1), request_id(3)]
+    (line,) = caplog.records
+    assert vars(line)["request_id"] == request_id(2)
+    assert "words" not in caplog.text
+
+
 async def test_a_courier_waits_while_there_is_no_room_and_while_somebody_deletes(tmp_path: Path) -> None:
     put(tmp_path, content(1))
     assert await brought(tmp_path, lambda: False) == []

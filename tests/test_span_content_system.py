@@ -4,18 +4,21 @@ official protobuf classes read it. And none at all where nobody asked for it."""
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
+import random
 import signal
 import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from collector import CLIENT, Collector, Seen
+from collector import CLIENT, SERVER, Collector, Seen
 from rig import Answer, Gateway, Simulator, StartGateway, ask, eventually, providers
 
 pytestmark = pytest.mark.system
@@ -314,6 +317,53 @@ def test_a_span_whose_content_cannot_be_put_down_comes_without(simulator: Simula
         directory.unlink()
         assert INPUT in content_of(collector, chat(running, "sim-tokens-9", "found"))
         assert told(running)["attached"] == 1
+
+
+def test_processes_killed_under_load_mix_nothing_up(simulator: Simulator, gateway: StartGateway) -> None:
+    """Workers and control process, again and again: what stands on a span is what its own request said, nobody who is
+    off is told, and what came after the deaths is told whole."""
+    with Collector() as collector:
+        running = gateway(settings(simulator), telling(collector))
+        said: dict[str, str] = {}
+        stop = threading.Event()
+
+        def client(number: int) -> None:
+            tenant = "quiet" if number == 0 else "acme"
+            for turn in range(10_000):
+                if stop.is_set():
+                    return
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    text = f"{tenant} {number}-{turn}"
+                    answer = chat(running, "sim-tokens-9", text, tenant, stream=bool(turn % 2))
+                    said[answer.headers["x-request-id"]] = text
+
+        clients = [threading.Thread(target=client, args=(number,)) for number in range(4)]
+        for each in clients:
+            each.start()
+        dice = random.Random(4711)
+        try:
+            for _ in range(6):
+                enough = len(said) + dice.randrange(20, 60)
+                eventually("answers", lambda: len(said), lambda count: count >= enough, WAIT_S)  # noqa: B023
+                pids = [pid for pid in (running.control_pid(), *running.worker_pids()) if pid]
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(dice.choice(pids), signal.SIGKILL)
+        finally:
+            stop.set()
+            for each in clients:
+                each.join()
+        eventually("a control process", running.control_pid, bool, WAIT_S)
+        answer = chat(running, "sim-tokens-9", "after it")
+        assert text_of(content_of(collector, answer)[INPUT][0]) == "after it"
+        ids = {span.id: span.attributes["edgegw.request_id"] for span in collector.spans if span.kind == SERVER}
+        found = {
+            ids[span.parent]: text_of(json.loads(span.attributes[INPUT])[0])
+            for span in list(collector.spans)
+            if span.parent in ids and INPUT in span.attributes
+        }
+        del found[answer.headers["x-request-id"]]
+        assert len(found) > 50
+        assert {id_: text for id_, text in found.items() if text != said.get(id_, text) or "quiet" in text} == {}
 
 
 def test_what_waits_is_told_at_the_stop(simulator: Simulator, gateway: StartGateway) -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from edgegw.telemetry.metric_export import MetricExporter
 
 STDOUT = 1
+# Tenants whose content is not told, in one line of the log.
+REFUSING_NAMED = 10
 
 logger = logging.getLogger("edgegw")
 
@@ -74,7 +76,9 @@ def build_tracing(settings: Settings, clock: SystemClock, instance: str, *, as_j
 
 def build_contents(settings: Settings, clock: SystemClock, onward: Callable[[Told], None]) -> Contents:
     choice = Choice(settings, tells=True)
-    but = f", but not those of {', '.join(choice.refusing)}" if choice.refusing else ""
+    refusing = choice.refusing
+    more = f" and {len(refusing) - REFUSING_NAMED} more" if len(refusing) > REFUSING_NAMED else ""
+    but = f", but not those of {', '.join(refusing[:REFUSING_NAMED])}{more}" if refusing else ""
     logger.warning("prompts and answers go to the collector%s: %s says so", but, variables.CONTENT)
     meeting = Meeting(onward, choice, clock)
     return Contents(Courier(Path(settings.server.state_dir), meeting.bring, lambda: meeting.room, clock), meeting)

@@ -17,7 +17,7 @@ from edgegw.exchange import Exchange
 from edgegw.http.reply import Reply
 from edgegw.http.request import Request
 from edgegw.settings import CaptureMode
-from edgegw.trace import Ended, Keeping, own_trace_id, parent_of
+from edgegw.trace import JustEnded, Keeping, own_trace_id, parent_of
 
 
 class Capture:
@@ -78,7 +78,7 @@ class Capture:
         if self._keeping is None or not exchange.attempts:
             return False
         parent = parent_of(exchange.trace)
-        ended = Ended(exchange.status, exchange.state, len(exchange.attempts), int(exchange.duration_s * 1e6))
+        ended = JustEnded(exchange.status, exchange.state, len(exchange.attempts), int(exchange.duration_s * 1e6))
         if parent is None:
             return self._keeping.keeps(own_trace_id(exchange.id), None, ended)
         return self._keeping.keeps(parent.trace_id, parent.sampled, ended)

@@ -58,8 +58,8 @@ class Courier:
             last_round = self._stopping.is_set()
             try:
                 brought = await self._bring_some()
-            except Exception as error:  # without its words: they may have some of the content
-                _log.error("content cannot be brought to its spans; a defect: %s", type(error).__name__)
+            except Exception as error:
+                self._tell(error, None)
                 brought = False
             if brought:
                 continue
@@ -78,8 +78,16 @@ class Courier:
                 return False
             contents = await asyncio.to_thread(self._fetch)
         for content in contents:
-            self._bring(content)
+            try:
+                self._bring(content)
+            except Exception as error:
+                self._tell(error, content)
         return bool(contents)
+
+    def _tell(self, error: Exception, content: Content | None) -> None:
+        """A defect, without its words: they may have some of the content."""
+        whose = None if content is None else {"request_id": content.request_id}
+        _log.error("content cannot be brought to its spans; a defect: %s", type(error).__name__, extra=whose)
 
     def _fetch(self) -> list[Content]:
         """The oldest of what waits. In a thread: a disk may be slow."""

@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 
 from edgegw.errand import Errand
 from edgegw.http.connection import RequestReader
+from edgegw.http.knocks import hear
 from edgegw.http.outbox import Outbox
 from edgegw.http.probe import abort_if_gone
 from edgegw.http.reply import CONTINUE, Reply
@@ -106,6 +107,8 @@ class ClientConnection(asyncio.Protocol):
         server = self._server
         server.connections.add(self)
         server.watch.add(self)
+        if server.draining:
+            hear(transport.get_extra_info("socket"))
         # A connection that says nothing is as idle as one between two requests.
         self.expires_s = server.watch.now_s + server.waits.keep_alive_s
 

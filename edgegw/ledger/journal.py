@@ -310,7 +310,7 @@ class Journal:
         if self.trouble is not None:
             counts = f"{self.dropped} exchanges and {self.dropped_refusals} refusals have no row"
             again = "the journal takes records again; %s, %d records are lost"
-            logger.warning(again, counts, self.lost, extra=_about(exchange))
+            logger.warning(again, counts, self.lost, extra=about(exchange))
         self.trouble = None
         self.full = False
         self._limit = self._end = current.bytes
@@ -319,7 +319,7 @@ class Journal:
         if trouble != self.trouble:
             becomes = "dropped" if self._drops else "refused"
             full = "the journal takes no new exchange, they are %s: %s"
-            logger.warning(full, becomes, trouble.reason, extra=_about(exchange))
+            logger.warning(full, becomes, trouble.reason, extra=about(exchange))
         self.trouble = trouble
         self.full = not self._drops
 
@@ -354,7 +354,3 @@ class Journal:
         if self._life is not None:
             self._life.close()
         self._life = self._current = self._spare = None
-
-
-def _about(exchange: Exchange | None) -> dict[str, str] | None:
-    return None if exchange is None else about(exchange)

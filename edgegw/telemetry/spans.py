@@ -21,7 +21,7 @@ from edgegw.ledger.record import INTEGER_MAX, STRING_BYTES_MAX, AttemptRecord, E
 from edgegw.telemetry import semconv as names
 from edgegw.telemetry.messages import attributes_of
 from edgegw.telemetry.variables import CONTENT_BYTES_MAX
-from edgegw.trace import Ended, Keeping, Parent, Sampler, attempt_span_id, failed, own_trace_id, parent_of, span_id
+from edgegw.trace import Keeping, Parent, Sampler, attempt_span_id, failed, own_trace_id, parent_of, span_id
 
 # Requests that have a finished attempt and go on: those being retried right now. The oldest gives way.
 OPEN_MAX = 4096
@@ -139,7 +139,7 @@ class Spans:
             parent, trace_id, sampled = None, own_trace_id(end.id), None
         else:
             trace_id, sampled = parent.trace_id, parent.sampled
-        if self._keeping.keeps(trace_id, sampled, Ended(end.status, end.state, end.attempts, end.duration_us)):
+        if self._keeping.keeps(trace_id, sampled, end):
             told = Told(end, attempts, parent, trace_id)
             for sink in self._sinks:
                 sink(told)
