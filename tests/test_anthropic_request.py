@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 
 from edgegw.dialects import openai_chat
@@ -292,6 +293,27 @@ def test_a_history_with_calls_brings_its_tools_along() -> None:
 )
 def test_tool_choice(fields: dict[str, Any], choice: Any) -> None:
     assert sent(tools=[TOOL], **fields).get("tool_choice") == choice
+
+
+UNFORCED = msgspec.structs.replace(NEW, forced_calls=False)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
+def test_a_call_cannot_be_forced_on_every_model(choice: Any) -> None:
+    with pytest.raises(GatewayError) as caught:
+        written(UNFORCED, tools=[TOOL], tool_choice=choice)
+    assert (caught.value.kind, caught.value.param) == ("unsupported_parameter", "tool_choice")
+    assert sent(UNFORCED, tools=[TOOL], tool_choice="auto")["tool_choice"] == {"type": "auto"}
+
+
+def test_a_map_is_asked_for_in_words_where_no_call_can_be_forced() -> None:
+    schema = {"type": "object", "additionalProperties": {"type": "string"}}
+    wish = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    result = written(UNFORCED, response_format=wish)
+    body = json.loads(result.body)
+    assert (result.unwrap, "tools" in body, "output_config" in body) == (None, False, False)
+    assert body["system"][-1]["text"].endswith('must fit this JSON Schema: {"type":"object","additionalProperties":'
+                                               '{"type":"string"}}')  # fmt: skip
 
 
 def test_a_tool_choice_without_tools_is_not_sent() -> None:
