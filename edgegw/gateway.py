@@ -25,7 +25,7 @@ from edgegw.content.wire import ReplyCopy
 from edgegw.dialects import openai_chat
 from edgegw.dialects.base import Ask
 from edgegw.endpoints import methods_field
-from edgegw.errors import GatewayError
+from edgegw.errors import GatewayError, final_error
 from edgegw.exchange import Exchange, Route, State
 from edgegw.http.reply import JSON, Reply
 from edgegw.http.request import Request
@@ -163,15 +163,18 @@ class Gateway:
         except asyncio.CancelledError:
             ending = self._leave(exchange, reply)
         except Exception:
-            about = {"request_id": exchange.id, "trace_id": trace.trace_id(exchange.id, exchange.trace)}
-            logger.exception("internal error in exchange %s", exchange.id, extra=about)
+            logger.exception("internal error", extra=trace.about(exchange))
             ending = self._refuse(exchange, GatewayError("internal", "The gateway failed on this request."), reply)
-        self._close(exchange, ending, reply)
-        if self._disk is not None and exchange.begun:
-            await self._disk.before_client()
-        ending.deliver(reply)
-        if copy is not None and self._capture is not None:
-            self._capture.end(exchange, request, copy)
+        try:
+            self._close(exchange, ending, reply)
+            if self._disk is not None and exchange.begun:
+                await self._disk.before_client()
+            ending.deliver(reply)
+            if copy is not None and self._capture is not None:
+                self._capture.end(exchange, request, copy)
+        except Exception:
+            logger.exception("internal error at the end of a request", extra=trace.about(exchange))
+            reply.break_off()
 
     # -- before the attempts --
 
@@ -242,7 +245,7 @@ class Gateway:
         fault, answer = last.fault, last.answer
         if fault is not None:
             broken = last.leg is not None and last.leg.broken
-            return self._break_off(GatewayError(fault.kind, fault.message, code=fault.code), broken)
+            return self._break_off(final_error(fault), broken)
         if answer is None:
             return Ending(_END, 200, "complete", None, b"", last.last)
         return Ending(_SEND, 200, "complete", None, self._commit(exchange, last), answer.body)

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from edgegw.dialects.texts import text_bytes_of_body
 from edgegw.errand import Wakeup
-from edgegw.errors import UpstreamFault
+from edgegw.errors import UpstreamFault, own_fault
 from edgegw.exchange import Usage
 from edgegw.http.reply import Reply
 from edgegw.http.watch import NEVER, Watch
@@ -198,6 +198,12 @@ class Leg(Wakeup):
     # -- waits --
 
     def expire(self, now_s: float) -> None:
+        try:
+            self._time_is_up(now_s)
+        except Exception as error:
+            self._break(own_fault(error))
+
+    def _time_is_up(self, now_s: float) -> None:
         if self._stage is OVER:  # the terminator came, the end of the HTTP message did not
             self._drop_connection()
             return

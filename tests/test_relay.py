@@ -120,6 +120,9 @@ class FakeClient:
     def abandon(self) -> None:
         pass
 
+    def break_off(self, reply: Reply) -> None:
+        raise AssertionError("nothing fails here")
+
 
 class Rig:
     """One attempt under way."""
@@ -333,6 +336,48 @@ def test_the_gate_opens_after_a_while_without_content() -> None:
         rig.pass_time(GATE_WAIT_S + 0.1)
         assert rig.reply.started
         assert rig.body == ROLE
+
+
+def test_a_defect_of_ours_at_the_gate_ends_the_leg_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def defect(_: StreamLeg) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(StreamLeg, "_commit", defect)
+    with Rig() as rig:
+        rig.feed(head(), chunked(ROLE))
+        rig.pass_time(GATE_WAIT_S + 0.1)
+        assert rig.leg.over
+        assert rig.leg.fault is not None
+        assert rig.leg.fault.kind == "internal"
+        assert type(rig.leg.fault.__cause__) is ZeroDivisionError
+        assert rig.upstream.aborted
+
+
+def test_a_wait_that_raises_is_told_once_and_harms_no_other() -> None:
+    class Waiter:
+        def __init__(self, failing: bool) -> None:
+            self.expires_s = 0.0
+            self.failing = failing
+            self.expired = 0
+
+        def expire(self, now_s: float) -> None:
+            self.expired += 1
+            if self.failing:
+                raise ZeroDivisionError
+
+    complaints: list[BaseException] = []
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context["exception"]))
+    watch = Watch(loop, ManualClock().now)
+    waiters = [Waiter(failing) for failing in (True, False, False)]
+    for waiter in waiters:
+        watch.add(waiter)
+    for _ in range(2):
+        watch._tick()
+    watch.stop()
+    loop.close()
+    assert [waiter.expired for waiter in waiters] == [1, 2, 2]
+    assert [type(error) for error in complaints] == [ZeroDivisionError]
 
 
 def test_a_slow_client_is_not_held_against_the_provider() -> None:

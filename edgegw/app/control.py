@@ -105,6 +105,7 @@ def build_control(
         retention_s=settings.capture.retention_s,
         bytes_max=settings.capture.bytes_max,
         adopt=settings.storage.journal.adopt or (),
+        tells=tracing is not None and tracing.contents is not None,
     )
     keys: KeyFeed | None = None
     if settings.auth == "keys":

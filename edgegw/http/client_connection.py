@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 
 from edgegw.errand import Errand
 from edgegw.http.connection import RequestReader
+from edgegw.http.knocks import hear
 from edgegw.http.outbox import Outbox
 from edgegw.http.probe import abort_if_gone
 from edgegw.http.reply import CONTINUE, Reply
@@ -106,6 +107,8 @@ class ClientConnection(asyncio.Protocol):
         server = self._server
         server.connections.add(self)
         server.watch.add(self)
+        if server.draining:
+            hear(transport.get_extra_info("socket"))
         # A connection that says nothing is as idle as one between two requests.
         self.expires_s = server.watch.now_s + server.waits.keep_alive_s
 
@@ -218,7 +221,7 @@ class ClientConnection(asyncio.Protocol):
         self.expires_s = NEVER
         self._reply = reply = Reply(self, request)
         server.in_work += 1
-        self._errand = errand = Errand(server.handler(request, reply), server.loop)
+        self._errand = errand = Errand(server.handler(request, reply), server.loop, reply)
         errand.step()
 
     def finished(self, reply: Reply, keep_alive: bool) -> None:
@@ -239,6 +242,11 @@ class ClientConnection(asyncio.Protocol):
             self._serve()
         else:  # nearly always: nothing has come meanwhile
             self._rest()
+
+    def break_off(self, reply: Reply) -> None:
+        """Whoever wrote this reply failed."""
+        if self._reply is reply:
+            self.transport.abort()
 
     def abandon(self) -> None:
         """The client is gone: whoever works for it is told by `on_gone`, or cancelled where nobody listens."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edgegw.ledger.assembly import Assembler, Price
 from edgegw.ledger.reader import Damage, LifeReader, Reader
-from edgegw.ledger.record import Record
+from edgegw.ledger.record import Record, about
 from edgegw.ledger.store import Checkpoint, OpenExchange, Position
 
 Observer = Callable[[Record], None]
@@ -75,7 +75,7 @@ class Teller:
                     observer(record)
                 except Exception:
                     if not self.errors:
-                        _log.exception("an observer of the ledger fails; the books go on")
+                        _log.exception("an observer of the ledger fails; the books go on", extra=about(record))
                     self.errors += 1
 
 

@@ -22,11 +22,16 @@ _TOP = "The file"
 _OPENING = """\
 # Reference of the settings
 
-Every setting and every variable, as `edgegw reference` prints them: made from the tables that the gateway reads its
-settings by. Change the tables, then call `make reference`. How a settings file looks, how durations, sizes and
-expressions are written, and all that takes more than a sentence is in [settings.md](settings.md).
+Every setting and every variable that sets one, as `edgegw reference` prints them: made from the tables that the gateway
+reads its settings by. Change the tables, then call `make reference`. How a settings file looks, how durations, sizes
+and expressions are written, and all that takes more than a sentence is in [settings.md](settings.md).
 
 A running gateway takes a change with a reload (SIGHUP), but for settings that say they need a restart.
+"""
+_NO_SETTING = """\
+No setting is what `EDGEGW_CONFIG` says (which file), `LOG_LEVEL` and `LOG_FORMAT` ([logs](operating.md#logs)),
+OpenTelemetry's own variables ([traces](traces.md#variables), [metrics](metrics.md#by-otlp)), and `HTTP_PROXY`,
+`HTTPS_PROXY` and `NO_PROXY`, which count for providers without a `proxy`.
 """
 _URL = re.compile(r"\S+:///?[^\s,]+|127\.\S+")
 _NOT_IN_AN_ANCHOR = re.compile(r"[^a-z0-9 _-]")
@@ -180,7 +185,7 @@ def _variables() -> Iterator[str]:
     yield from _table(
         "variable | brings in | which is where this says | for models | and, in this order, as default", known
     )
-    yield ""
+    yield f"\n{_NO_SETTING}"
 
 
 def field_of(variable: Variable) -> Field:
