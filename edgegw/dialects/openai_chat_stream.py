@@ -27,11 +27,13 @@ from edgegw.dialects.openai_chat_accents import ACCENTED, Accents
 from edgegw.dialects.openai_chat_reply import Mask, fault_of, is_error, is_something, read_usage, unmasked
 from edgegw.errors import UpstreamFault
 from edgegw.exchange import Usage
-from edgegw.http.sse import EventTooLongError, Splitter, data_of
+from edgegw.http.sse import EventTooLongError, Splitter, data_of, fields
 
 DONE_EVENT = b"data: [DONE]\n\n"
 
 _DONE = b"[DONE]"
+_DATA = b"data:"
+_ERROR_TYPE = (b"event", b"error")
 _OBJECT_START = b"{"
 
 
@@ -60,7 +62,7 @@ _NULL = msgspec.Raw(b"null")
 _NO_USAGE = (_ABSENT, _NULL)
 
 # What an event that needs a look of `feed` has in it.
-_FAULTY = (b'"error"',)
+_FAULTY = (b'"error"', b"event: error", b"event:error")
 
 
 class OpenAIChatStream:
@@ -186,7 +188,12 @@ class OpenAIChatStream:
     def _pass(self, raw: bytes) -> bytes:
         """What the client gets for one raw event: the event, or nothing."""
         data = data_of(raw)
-        return raw if data is None else self._look_at(raw, data)
+        if data is None:
+            return raw
+        if not raw.startswith(_DATA) and _ERROR_TYPE in fields(raw):
+            self._fail_with(data)
+            return b""
+        return self._look_at(raw, data)
 
     def _look_at(self, raw: bytes, data: bytes) -> bytes:
         try:
@@ -236,9 +243,22 @@ class OpenAIChatStream:
         self.usage = read_usage(usage) or self.usage
         return True
 
+    def _fail_with(self, data: bytes) -> None:
+        """An event of the type "error", whatever its data are."""
+        try:
+            found = _ANYTHING.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            found = data.decode("utf-8", "replace")
+        if isinstance(found, dict):
+            found = found.get("error") or found
+        self.fault = fault_of(self._mask(msgspec.json.encode(found)))
+
     def _end_with(self, data: bytes) -> None:
-        """Data that is no JSON: the terminator, or garbage."""
-        if data.strip() != _DONE:
+        """Data that is no JSON: the terminator, or garbage. Empty ones are a heartbeat, which no SDK can read."""
+        data = data.strip()
+        if not data:
+            return
+        if data != _DONE:
             self.fault = UpstreamFault("upstream_garbage", "The provider sent an event that is not JSON.", status=200)
         elif not self.events:
             self.fault = UpstreamFault("upstream_garbage", "The provider's answer is empty.", status=200)
