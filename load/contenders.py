@@ -183,9 +183,7 @@ def start_gateway(
         return int(processes["workers"]["0"])
 
     command = [sys.executable, "-m", "edgegw", "serve", "--config", str(settings)]
-    gateway = launch(
-        name, port, command, core=core, run_dir=run_dir, find_worker=worker, environ=environ, cwd=checkout
-    )
+    gateway = launch(name, port, command, core=core, run_dir=run_dir, find_worker=worker, environ=environ, cwd=checkout)
     gateway.translates, gateway.admin = True, admin
     return gateway
 

@@ -12,8 +12,8 @@ from edgegw import __version__
 from edgegw.app.parts import SystemClock
 from edgegw.http.proxies import Proxies
 from edgegw.settings import Settings
-from edgegw.telemetry import console, semconv, variables
-from edgegw.telemetry.console import Console
+from edgegw.telemetry import semconv, variables
+from edgegw.telemetry.console import DELAY_S, Console, Lines
 from edgegw.telemetry.export import Destination, Exporter
 from edgegw.telemetry.metrics import Metrics
 from edgegw.telemetry.spans import Place, Spans, Wording
@@ -53,11 +53,9 @@ def build_tracing(settings: Settings, clock: SystemClock, instance: str, *, as_j
     if "otlp" in wanted.exporters:
         exporters.append(exporter(build_collector(wanted, Wording(places(settings)), clock), wanted.delay_s))
     if "console" in wanted.exporters:
-        exporters.append(
-            exporter(
-                Console(STDOUT, console.json_line if as_json else console.line), min(console.DELAY_S, wanted.delay_s)
-            )
-        )
+        lines = Lines()
+        write = lines.json if as_json else lines.text
+        exporters.append(exporter(Console(STDOUT, write), min(DELAY_S, wanted.delay_s)))
     if not exporters:
         return None
     slow_us = round(wanted.slow_s * 1e6)
