@@ -87,16 +87,15 @@ async def measure(asked: argparse.Namespace, run_dir: Path) -> dict[str, tuple[F
             await helper.ready()
         mock, collector = helpers
         checkouts = {"": None} if asked.against is None else {"": None, f"{AGAINST} ": asked.against.resolve()}
-        starts = {
-            f"{prefix}{way}": partial(
-                start_gateway, name=f"{prefix}{way}".replace(" ", "-"), **_more(environ, checkout)
+        environs = ways(collector.port)
+        names = [f"{which}{way}" for way in TITLES if way in (asked.only or TITLES) for which in checkouts]
+        starts: dict[str, Start] = {}
+        for name in names:
+            which, way = name[: name.rfind(" ") + 1], name.rpartition(" ")[2]
+            starts[name] = partial(
+                start_gateway, name=name.replace(" ", "-"), environ=environs[way], checkout=checkouts[which]
             )
-            for way, environ in ways(collector.port).items()
-            if way in (asked.only or TITLES)
-            for prefix, checkout in checkouts.items()
-        }
         gateways = await start_all(starts, mock, gateway_core, run_dir)
-        names = list(starts)
         figures = await rounds.run(
             _PLAIN, gateways, rounds=asked.rounds, seconds=asked.seconds, meter=CpuMeter.best(), run_dir=run_dir
         )
