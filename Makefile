@@ -89,6 +89,10 @@ image: $(DEV)  ## build the image without Docker and try it: as root on Debian; 
 	@tests/prepare
 	@$(BIN)/python -m pytest -m image $(ARGS)
 
+.PHONY: reference
+reference: $(RUNTIME)  ## make docs/settings-reference.md again, from the tables of the settings
+	@$(BIN)/edgegw reference > docs/settings-reference.md.new && mv docs/settings-reference.md.new docs/settings-reference.md
+
 .PHONY: prices
 prices: $(DEV)  ## make edgegw/providers/prices.json again, from the genai-prices of the lock (make lock UPGRADE=…)
 	@$(BIN)/python -m load.flatten_prices

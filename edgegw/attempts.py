@@ -7,12 +7,13 @@ decided by retry.py and breaker.py, which know no I/O. Once the client has bytes
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
 from msgspec import Struct
 
-from edgegw import retry
+from edgegw import retry, trace
 from edgegw.breaker import NOBODY, Breaker, Pass, State, choose, ready_from
 from edgegw.clock import Clock
 from edgegw.dialects.base import Ask, PlainReply
@@ -26,6 +27,8 @@ from edgegw.leg import Leg, PlainLeg
 from edgegw.relay import StreamLeg
 from edgegw.tokens import TokenEstimator
 from edgegw.used import used
+
+logger = logging.getLogger("edgegw.attempts")
 
 _CLOSED = State.CLOSED
 
@@ -112,8 +115,16 @@ class Attempts:
             upstream, is_retry = rung.upstream, kind == "retry"
             try:
                 call = upstream.provider.call(ask, rung.target.model, exchange.id)
+            except GatewayError as obstacle:  # the target's dialect cannot say it; the next one's may
+                breaker.released(leave)
+                index, leave = choose(ladder.breakers, index + 1, self._now())
+                if index == NOBODY:
+                    raise obstacle if fault is None else final_error(fault) from obstacle
+                tries = 0
+                continue
+            try:
                 current = Try(self._begin(exchange, rung.target, kind, fault), rung)
-            except GatewayError as obstacle:  # the target's dialect cannot say it, or the books are full
+            except GatewayError as obstacle:  # the books are full
                 breaker.released(leave)
                 raise obstacle if fault is None else final_error(fault) from obstacle
             exchange.dropped = call.dropped
@@ -265,6 +276,8 @@ class Attempts:
             self._count(current, attempt, leg, exchange, ask)
         if fault is not None:
             attempt.error_kind = fault.kind
+            if fault.kind == "internal":
+                logger.error("internal error in an attempt", exc_info=fault.__cause__, extra=trace.about(exchange))
             self._tell(breaker, leave, fault, now_s)
         elif reply.gone or current.unfinished is not None:
             attempt.error_kind = reply.why_gone or current.unfinished

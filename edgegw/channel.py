@@ -62,10 +62,6 @@ class Shares(msgspec.Struct, array_like=True, tag=18, gc=False):
     shares: int
 
 
-class Drain(msgspec.Struct, array_like=True, tag=19, gc=False):
-    """Control: take no new connections, finish what is open, leave."""
-
-
 class KeyIs(msgspec.Struct, array_like=True, tag=20, gc=False):
     """Control: a key of the database, new or changed."""
 
@@ -93,7 +89,7 @@ class JournalIs(msgspec.Struct, array_like=True, tag=22, gc=False):
     unsynced: int
 
 
-Message = Want | Offer | GiveBack | Spent | Recall | Hello | Ready | Shares | Drain | KeyIs | KeysComplete | JournalIs
+Message = Want | Offer | GiveBack | Spent | Recall | Hello | Ready | Shares | KeyIs | KeysComplete | JournalIs
 M = TypeVar("M", bound=Message)
 
 

@@ -69,10 +69,6 @@ class ChannelServer:
             lambda: ControlLink(loop, self), sock=self._sock.dup(), backlog=socket.SOMAXCONN, **options
         )
 
-    def broadcast(self, message: Message) -> None:
-        for link in self.links:
-            link.send(message)
-
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()

@@ -90,6 +90,14 @@ def schema() -> None:
 
 
 @main.command()
+def reference() -> None:
+    """Print the reference of all settings and variables, in Markdown."""
+    from edgegw.settings import reference as settings_reference
+
+    click.echo(settings_reference(), nl=False)
+
+
+@main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=PORT, default=9901, show_default=True, help="0 takes a free one.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same answers.")

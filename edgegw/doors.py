@@ -11,12 +11,10 @@ import errno
 import fcntl
 import os
 import socket
-import struct
-import sys
 import time
-from array import array
 from contextlib import suppress
 
+from edgegw.http.knocks import ignore_knocks
 from edgegw.ledger.identity import ADOPTED, LOCK_FILE
 
 CHANNEL_NAME = "control.sock"  # in the state directory
@@ -25,14 +23,6 @@ _UNIX_PATH_BYTES_MAX = 100  # the kernel's limit is 107 on Linux, 103 elsewhere
 ADOPTED_WAIT_S = 20.0
 ADOPTED_POLL_S = 0.05
 BACKLOG = 4096  # connections waiting while a worker restarts; the kernel caps it at net.core.somaxconn
-# A filter as in linux/filter.h: code, jump if true, jump if false, value. What it sees begins with the TCP header.
-_SO_ATTACH_FILTER = 26
-_DROP_SYN = (
-    (0x30, 0, 0, 13),  # load the byte with the flags
-    (0x45, 0, 1, 0x02),  # is it a SYN?
-    (0x06, 0, 0, 0),  # then drop it
-    (0x06, 0, 0, 0xFFFF_FFFF),  # else let it pass
-)
 
 
 class StartError(Exception):
@@ -73,7 +63,7 @@ class Doors:
         """Close our copies: once the workers have closed theirs, connections are refused. Until then nobody new gets
         into their queues, where closing would reset them: who knocks now knocks again in a second, in vain."""
         for sock in self.listening:
-            _ignore_knocks(sock)
+            ignore_knocks(sock)
             sock.close()
 
     def keep_only(self, *wanted: socket.socket) -> None:
@@ -87,16 +77,6 @@ class Doors:
         if self.lock_fd >= 0:
             os.close(self.lock_fd)
             self.lock_fd = -1
-
-
-def _ignore_knocks(sock: socket.socket) -> None:
-    """The kernel drops each SYN that comes for a listening socket; handshakes that have begun go on. Linux only."""
-    if sys.platform != "linux":
-        return
-    program = array("B", b"".join(struct.pack("=HBBI", *step) for step in _DROP_SYN))
-    address, _ = program.buffer_info()
-    with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(_DROP_SYN), address))
 
 
 def _lock(state_dir: str) -> int:

@@ -11,9 +11,12 @@ from edgegw.http.request import Request
 CHAT_COMPLETIONS = b"/v1/chat/completions"
 MODELS = b"/v1/models"
 
+SERVER = b"*"  # the server as a whole, to OPTIONS (RFC 9110 9.3.7)
+
 ENDPOINTS: dict[bytes, tuple[bytes, ...]] = {
-    CHAT_COMPLETIONS: (b"POST",),
-    MODELS: (b"GET", b"HEAD"),
+    CHAT_COMPLETIONS: (b"POST", b"OPTIONS"),
+    MODELS: (b"GET", b"HEAD", b"OPTIONS"),
+    SERVER: (b"GET", b"HEAD", b"POST", b"OPTIONS"),
 }
 
 
@@ -23,10 +26,15 @@ def gate(request: Request) -> None:
         check(request, ENDPOINTS)
 
 
+def methods_field(path: bytes) -> bytes:
+    """The header line that answers OPTIONS."""
+    return b"allow: %b\r\n" % b", ".join(ENDPOINTS[path])
+
+
 def check(request: Request, endpoints: dict[bytes, tuple[bytes, ...]]) -> None:
     methods = endpoints.get(request.path)
     if methods is None:
-        known = ", ".join(path.decode() for path in endpoints)
+        known = ", ".join(path.decode() for path in endpoints if path != SERVER)
         raise GatewayError("not_found", f"There is nothing at this path. What exists: {known}.")
     if request.method not in methods:
         allow = b", ".join(methods)

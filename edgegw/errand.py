@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import types
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any
+from typing import Any, Protocol
 
 
 class Wakeup:
@@ -55,14 +55,25 @@ class Wakeup:
         return future
 
 
+class Owed(Protocol):
+    """What somebody waits for while an errand is run."""
+
+    def break_off(self) -> None:
+        """It will not come (any more)."""
+
+
 class Errand:
-    """One run of a coroutine that returns nothing and handles its own exceptions."""
+    """One run of a coroutine that returns nothing and handles its own exceptions. One that it does not handle all the
+    same is told to the loop, and `owed` is broken off, so that nobody waits for it in vain."""
 
-    __slots__ = ("_coroutine", "_loop", "_task", "_wakeup")
+    __slots__ = ("_coroutine", "_loop", "_owed", "_task", "_wakeup")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop, owed: Owed | None = None
+    ) -> None:
         self._coroutine = coroutine
         self._loop = loop
+        self._owed = owed
         self._wakeup: Wakeup | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -99,15 +110,18 @@ class Errand:
             awaited._resume = self.step
         else:
             self._wakeup = None
-            self._task = self._loop.create_task(_finish(self._coroutine, awaited, self._loop))
+            self._task = self._loop.create_task(self._finish(awaited))
+
+    async def _finish(self, awaited: Any) -> None:
+        try:
+            await _rest_of(self._coroutine, awaited, self._loop)
+        except Exception as error:
+            self._failed(error)
 
     def _failed(self, error: BaseException) -> None:
         self._loop.call_exception_handler({"message": "a handler failed", "exception": error})
-
-
-async def _finish(coroutine: Coroutine[Any, Any, None], awaited: Any, loop: asyncio.AbstractEventLoop) -> None:
-    """A task takes nothing but this kind of coroutine from Python 3.12 on."""
-    await _rest_of(coroutine, awaited, loop)
+        if self._owed is not None:
+            self._owed.break_off()
 
 
 @types.coroutine

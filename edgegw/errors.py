@@ -143,8 +143,17 @@ class UpstreamFault(Exception):  # noqa: N818 (what the provider did; the error 
     sent: bool = True
 
 
+def own_fault(error: Exception) -> UpstreamFault:
+    """What an attempt ends with when we, and not the provider, failed on its answer: `error` is the cause."""
+    fault = UpstreamFault("internal", "The gateway failed while it handled the provider's answer.")
+    fault.__cause__ = error
+    return fault
+
+
 # The provider's own error body is shown as it is (in its own dialect only) where it is about the request or a limit.
 _SHOWN_VERBATIM = frozenset(("upstream_refused", "upstream_rate_limited", "upstream_quota"))
+# What clients are told where the provider refused our own key: none of its words, which would be about a key of theirs.
+OWN_KEY_REFUSED = "The provider refused the gateway's own credentials."
 # A provider that says "do not retry" is said to stay away for this long: no time to pass on to a client.
 _RETRY_AFTER_SHOWN_MAX_S = 3599.0
 
@@ -156,6 +165,8 @@ def final_error(fault: UpstreamFault) -> GatewayError:
     after_s = fault.retry_after_s
     if after_s is not None and after_s <= _RETRY_AFTER_SHOWN_MAX_S:
         headers = ((b"retry-after", b"%d" % max(1, -int(-after_s // 1))), (b"retry-after-ms", b"%d" % (after_s * 1e3)))
+    if fault.kind == "upstream_auth":
+        return GatewayError(fault.kind, OWN_KEY_REFUSED, headers=headers)
     refused = fault.kind == "upstream_refused"
     return GatewayError(
         fault.kind,

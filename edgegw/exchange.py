@@ -13,6 +13,9 @@ from typing import Literal, Protocol
 
 import msgspec
 
+# Of one count: 32 bits hold it in the books. No model comes near.
+TOKENS_MAX = 2**31 - 1
+
 AttemptKind = Literal["primary", "retry", "fallback"]
 
 # How an exchange ended, as it stands in `requests.state`.

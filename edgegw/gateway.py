@@ -24,8 +24,8 @@ from edgegw.content.capture import Capture
 from edgegw.content.wire import ReplyCopy
 from edgegw.dialects import openai_chat
 from edgegw.dialects.base import Ask
-from edgegw.endpoints import MODELS
-from edgegw.errors import GatewayError
+from edgegw.endpoints import methods_field
+from edgegw.errors import GatewayError, final_error
 from edgegw.exchange import Exchange, Route, State
 from edgegw.http.reply import JSON, Reply
 from edgegw.http.request import Request
@@ -130,7 +130,9 @@ class Gateway:
 
     def serve(self, request: Request, reply: Reply) -> Coroutine[Any, Any, None]:
         """The handler of the server: a request that its head already condemned is handled (and recorded) as well."""
-        if request.path == MODELS and request.error is None:
+        if request.method != b"POST" and request.error is None:
+            if request.method == b"OPTIONS":
+                return self._tell_methods(request, reply)
             try:
                 tenant = self._access.tenant(request, None)
             except GatewayError as error:
@@ -161,15 +163,18 @@ class Gateway:
         except asyncio.CancelledError:
             ending = self._leave(exchange, reply)
         except Exception:
-            about = {"request_id": exchange.id, "trace_id": trace.trace_id(exchange.id, exchange.trace)}
-            logger.exception("internal error in exchange %s", exchange.id, extra=about)
+            logger.exception("internal error", extra=trace.about(exchange))
             ending = self._refuse(exchange, GatewayError("internal", "The gateway failed on this request."), reply)
-        self._close(exchange, ending, reply)
-        if self._disk is not None and exchange.begun:
-            await self._disk.before_client()
-        ending.deliver(reply)
-        if copy is not None and self._capture is not None:
-            self._capture.end(exchange, request, copy)
+        try:
+            self._close(exchange, ending, reply)
+            if self._disk is not None and exchange.begun:
+                await self._disk.before_client()
+            ending.deliver(reply)
+            if copy is not None and self._capture is not None:
+                self._capture.end(exchange, request, copy)
+        except Exception:
+            logger.exception("internal error at the end of a request", extra=trace.about(exchange))
+            reply.break_off()
 
     # -- before the attempts --
 
@@ -240,7 +245,7 @@ class Gateway:
         fault, answer = last.fault, last.answer
         if fault is not None:
             broken = last.leg is not None and last.leg.broken
-            return self._break_off(GatewayError(fault.kind, fault.message, code=fault.code), broken)
+            return self._break_off(final_error(fault), broken)
         if answer is None:
             return Ending(_END, 200, "complete", None, b"", last.last)
         return Ending(_SEND, 200, "complete", None, self._commit(exchange, last), answer.body)
@@ -286,6 +291,9 @@ class Gateway:
         if grant is not None:
             grant.settle(usage.total if usage is not None else 0)
         self._books.end(exchange)
+
+    async def _tell_methods(self, request: Request, reply: Reply) -> None:
+        reply.send(200, methods_field(request.path), b"")
 
     async def _list_models(self, tenant: str, reply: Reply) -> None:
         names = self._access.models(self._router, tenant)

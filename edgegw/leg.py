@@ -8,7 +8,6 @@ the commit: `reply.started`), or `gone` is True because the client left. It does
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -16,8 +15,9 @@ from typing import Protocol
 
 from edgegw.dialects.texts import text_bytes_of_body
 from edgegw.errand import Wakeup
-from edgegw.errors import UpstreamFault
+from edgegw.errors import UpstreamFault, own_fault
 from edgegw.exchange import Usage
+from edgegw.http.inflate import CODINGS, Inflater
 from edgegw.http.reply import Reply
 from edgegw.http.watch import NEVER, Watch
 
@@ -117,7 +117,7 @@ class Leg(Wakeup):
         self._waits = waits
         self._deadline_s = deadline_s
         self._stage = WAITING
-        self._inflate: zlib._Decompress | None = None
+        self._inflate: Inflater | None = None
         self._pieces: list[bytes] = []
         self._size = 0
         self.connection: Upstream | None = None
@@ -184,7 +184,7 @@ class Leg(Wakeup):
         if request_id is not None:
             self.upstream_request_id = request_id[:REQUEST_ID_BYTES_MAX]
         coding = headers.get(b"content-encoding")
-        if coding is not None and coding.lower() != b"identity":
+        if coding and coding.lower() != b"identity":
             self._set_coding(coding.lower())
         self._stage = BODY if 200 <= status < 300 and status != 204 and self.fault is None else ERROR
         self._wait_until(now_s + self._waits.idle_s)
@@ -198,6 +198,12 @@ class Leg(Wakeup):
     # -- waits --
 
     def expire(self, now_s: float) -> None:
+        try:
+            self._time_is_up(now_s)
+        except Exception as error:
+            self._break(own_fault(error))
+
+    def _time_is_up(self, now_s: float) -> None:
         if self._stage is OVER:  # the terminator came, the end of the HTTP message did not
             self._drop_connection()
             return
@@ -207,6 +213,9 @@ class Leg(Wakeup):
         if self._stage is WAITING:
             message = f"The provider did not begin to answer within {self._waits.first_byte_s:g} s."
             self._break(UpstreamFault("upstream_timeout", message))
+            return
+        if self._stage is ERROR:
+            self._take_as_it_is()
             return
         if self.reply.write_paused:  # it is the client who does not take it
             self.stamp_s = now_s
@@ -230,32 +239,38 @@ class Leg(Wakeup):
         self.expires_s = at_s if at_s < deadline_s else deadline_s
 
     def _set_coding(self, coding: bytes) -> None:
-        """We ask for identity; some send gzip all the same (research: recorded Anthropic streams)."""
-        if coding not in (b"gzip", b"x-gzip", b"deflate"):
+        if coding in CODINGS:
+            self._inflate = Inflater()
+        else:
             self._inflate = None
             self.fault = UpstreamFault("upstream_garbage", "The provider used an unknown content coding.")
-            return
-        self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
 
     def _decoded(self, data: bytes) -> bytes | None:
         """None after ending the leg: the coding is broken."""
-        inflate = self._inflate
-        if inflate is None:
+        if self._inflate is None:
             return data
         try:
-            return inflate.decompress(data)
-        except zlib.error:
-            self._break(UpstreamFault("upstream_garbage", "The provider's reply could not be decompressed."))
+            return self._inflate.decode(data)
+        except UpstreamFault as fault:
+            self._break(fault)
             return None
 
     def _collect(self, data: bytes, bytes_max: int) -> None:
         self._size += len(data)
         if self._size > bytes_max:
-            if self._stage is ERROR:
-                return  # enough to tell what it is
+            if self._stage is ERROR:  # enough to tell what it is
+                self._pieces.append(data[: bytes_max - self._size])
+                self._take_as_it_is()
+                return
             self._break(UpstreamFault("upstream_garbage", "The provider's reply is too large."))
             return
         self._pieces.append(data)
+
+    def _take_as_it_is(self) -> None:
+        """What is still to come of an error would not change what it is."""
+        self._drop_connection()
+        self.body = b"".join(self._pieces)
+        self._end(None)
 
     def _break(self, fault: UpstreamFault) -> None:
         """Ends the leg from our side: the connection cannot be used again."""

@@ -5,7 +5,9 @@ then says what it has become. Nobody waits for whoever reads: what a full pipe d
 there is room again. Nothing here knows settings: a value that is formatted says of itself what may be seen (`Secret` in
 settings/model.py).
 
-What is about one request is logged with `extra={"request_id": …, "trace_id": …}`.
+What is about one request is logged with its ids: `extra=trace.about(exchange)`, or `about(record)` of ledger/record.py.
+Who logs passes them, and no context variable does: an errand runs in the context of whatever connection wakes it, which
+is that of the request for which this connection was once opened.
 """
 
 from __future__ import annotations
@@ -116,6 +118,8 @@ class Log(logging.Handler):
 
     def text_line(self, record: logging.LogRecord) -> str:
         line = f"{stamp(record.created)} {record.levelname} {self.role} {record.name}: {record.getMessage()}"
+        if (request_id := getattr(record, "request_id", None)) is not None:
+            line += f" (request {request_id})"
         exception = _exception(record)
         return f"{line}\n{exception}" if exception else line
 

@@ -184,14 +184,14 @@ class StreamLeg(Leg):
             self._gate_until_s = self.stamp_s + GATE_WAIT_S
             self.expires_s = min(self.expires_s, self._gate_until_s)
 
-    def expire(self, now_s: float) -> None:
+    def _time_is_up(self, now_s: float) -> None:
         if self._stage is BODY and self._gate_until_s <= now_s < self._deadline_s:
             self._gate_until_s = NEVER
             if self._pieces:
                 self._commit()
             self.expires_s = self.stamp_s + self._waits.idle_s
             return
-        super().expire(now_s)
+        super()._time_is_up(now_s)
 
     def _commit(self) -> None:
         """From here on the client has bytes: no retry, no other status."""

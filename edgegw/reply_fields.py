@@ -63,6 +63,8 @@ def refusal_fields(exchange: Exchange, error: GatewayError, limit_fields: bytes)
             b"x-edgegw-provider: %b\r\nx-edgegw-model: %b\r\nx-edgegw-attempts: %d\r\n"
             % (visible(last.target.provider), visible(last.target.model), len(exchange.attempts))
         )
+        if last.upstream_request_id is not None:  # what the provider's support asks for
+            pieces.append(b"x-upstream-request-id: %b\r\n" % visible(last.upstream_request_id))
     if exchange.route is not None:
         pieces.append(b"x-edgegw-route: %b\r\n" % visible(exchange.route.name))
     if error.source is Source.UPSTREAM or exchange.attempts:

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import ceil
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 TRACEPARENT = b"traceparent"
 TRACESTATE = b"tracestate"
@@ -31,12 +31,24 @@ _MEMBER = rb"[ \t]*(?:" + _KEY + rb"=" + _VALUE + rb"[ \t]*)?"  # it may be empt
 _TRACESTATE = re.compile(_MEMBER + rb"(?:," + _MEMBER + rb")*")
 _SAMPLED = 0x01
 _ZEROS = bytes(7)
+# The client was told 200, or nothing, and did not get what it was promised.
+BROKEN_OFF = frozenset(("truncated", "reset", "error_event", "idle_timeout", "drained", "interrupted"))
 _BYTE = tuple(bytes((number,)) for number in range(256))
 
 # OpenTelemetry's consistent probability sampling: the last 56 bits of a trace id are its dice (of a UUIDv7, all of them
 # are), and services that look at them so keep the same traces.
 _DICE_CHARS = 14
 _DICE_SIDES = 1 << 56
+
+
+class Traced(Protocol):
+    """A request, or what is written down about one."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def trace(self) -> str | None: ...
 
 
 class Parent(NamedTuple):
@@ -91,6 +103,13 @@ def trace_id(request_id: str, trace: str | None) -> str:
     return own_trace_id(request_id) if parent is None else parent.trace_id
 
 
+def about(request: Traced | None) -> dict[str, str] | None:
+    """What a line of the log carries that is about this request (`extra`)."""
+    if request is None:
+        return None
+    return {"request_id": request.id, "trace_id": trace_id(request.id, request.trace)}
+
+
 def span_id(request_id: str) -> bytes:
     """The span of a request."""
     made = blake2b(request_id.encode(), digest_size=8).digest()
@@ -101,6 +120,28 @@ def attempt_span_id(request_span: bytes, number: int) -> bytes:
     """The span of an attempt, by its number: the request's but for the last byte. They share no number below 256, and
     none is zero."""
     return request_span[:7] + _BYTE[(request_span[7] ^ number) & 0xFF]
+
+
+class Ended(Protocol):
+    """What is looked at of a request that is over; `attempts`: how many."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def attempts(self) -> int: ...
+    @property
+    def duration_us(self) -> int: ...
+
+
+class JustEnded(NamedTuple):
+    """The same, of a request that no record tells of yet."""
+
+    status: int
+    state: str
+    attempts: int
+    duration_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +164,32 @@ class Sampler:
         if self.parent_based and parent_sampled is not None:
             return parent_sampled
         return trace_id[-_DICE_CHARS:] >= self._least
+
+
+def failed(status: int, state: str) -> bool:
+    """It is the gateway's failure, or a provider's; what was the client's mistake is none (HTTP conventions)."""
+    return status >= 500 or state in BROKEN_OFF
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """Which requests are told when they are over: those that the sampler keeps, and its exceptions. From `slow_us` on
+    a request is slow."""
+
+    sampler: Sampler
+    slow_us: int
+
+    def keeps(self, trace_id: str, parent_sampled: bool | None, ended: Ended) -> bool:
+        sampler = self.sampler
+        return sampler.keeps(trace_id, parent_sampled) or (
+            sampler.exceptions
+            and (
+                ended.duration_us >= self.slow_us
+                or ended.attempts > 1
+                or ended.state == "failed"
+                or failed(ended.status, ended.state)
+            )
+        )
 
 
 class Announcer:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgegw.channel import Channel, ChannelClient, Drain, JournalIs
+from edgegw.channel import Channel, ChannelClient, JournalIs
 from edgegw.child import Lifeline
 from edgegw.clock import Clock
 from edgegw.content.capture import Capture
@@ -35,8 +35,6 @@ CHANNEL_WAIT_S = 1.0
 KEYS_WAIT_S = 1.0
 # After the drain's time is over: for the handlers to write their error events and records.
 CANCEL_WAIT_S = 1.0
-# How often a worker that drains looks whether it is done.
-IDLE_POLL_S = 0.01
 # A breaker's state is told under its target's name; more than these are only counted.
 BREAKERS_TOLD_MAX = 20
 
@@ -95,7 +93,6 @@ class Worker:
         told_to_go = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, told_to_go.set)
         loop.add_reader(lifeline.fd, told_to_go.set)
-        self.channel.handle(Drain, lambda _: told_to_go.set())
         self.watch.start()
         self.channel.start()
         if await self.channel.wait_open(CHANNEL_WAIT_S) and self.keys is not None:
@@ -127,17 +124,10 @@ class Worker:
         server = self.server
         await server.shut_the_door()
         server.drain()
-        await self._wait_idle(self.drain_timeout_s)
+        await server.wait_gone(self.drain_timeout_s)
         server.cancel_work()
-        await self._wait_idle(CANCEL_WAIT_S)
+        await server.wait_gone(CANCEL_WAIT_S)
         server.abort()
-
-    async def _wait_idle(self, timeout_s: float) -> None:
-        """Until nothing is in work, or the time is over. Looks now and then, so that no request has to tell."""
-        server, now = self.server, self.clock.now
-        until_s = now() + timeout_s
-        while server.in_work and now() < until_s:  # noqa: ASYNC110 (an event would cost every request)
-            await asyncio.sleep(IDLE_POLL_S)
 
     async def _tell_vitals(self, teller: JournalTeller) -> None:
         now = self.clock.now

@@ -9,7 +9,7 @@ import pytest
 
 from edgegw.dialects import openai_chat
 from edgegw.dialects.anthropic_request import JSON_TOOL, Capabilities, Written, write
-from edgegw.dialects.openai_chat_request import to_neutral, wants_json_of_a_schema
+from edgegw.dialects.openai_chat_request import schema_wanted, to_neutral
 from edgegw.errors import GatewayError
 
 OLD = Capabilities(max_output_tokens=64000, thinking=("budget", "disabled"))
@@ -62,6 +62,8 @@ TURNS = [
     ([USER, {"role": "assistant", "content": ""}, USER], None, [("user", text("hi", "hi"))]),
     ([USER, {"role": "assistant", "content": None, "refusal": "no"}], None,
      [("user", text("hi")), ("assistant", text("no"))]),
+    ([USER, {"role": "assistant", "content": "a \n"}, USER, {"role": "assistant", "content": "so: \n"}], None,
+     [("user", text("hi")), ("assistant", text("a \n")), ("user", text("hi")), ("assistant", text("so:"))]),
 ]  # fmt: skip
 
 
@@ -133,6 +135,7 @@ def test_thinking_of_earlier_answers_goes_back_first_and_exactly() -> None:
         {"type": "reasoning.text", "text": "hm ", "signature": "sig=", "index": 0},
         {"type": "reasoning.encrypted", "data": "xyz", "index": 1},
         {"type": "reasoning.text", "text": "unsigned"},
+        {"type": "reasoning.encrypted", "data": "of others", "format": "openai-responses-v1"},
     ]
     blocks = [
         {"type": "thinking", "thinking": "hm ", "signature": "sig="},
@@ -145,7 +148,7 @@ def test_thinking_of_earlier_answers_goes_back_first_and_exactly() -> None:
 
 
 PNG = {"type": "image_url", "image_url": {"url": "data:image/JPG;base64,AAAA", "detail": "low"}}
-WEB = {"type": "image_url", "image_url": {"url": "https://x/y.png"}}
+WEB = {"type": "image_url", "image_url": {"url": "HTTPS://x/y.png"}}
 PDF = {"type": "file", "file": {"file_data": "data:application/pdf;base64,AAAA", "filename": "a.pdf"}}
 NOTE = {"type": "file", "file": {"file_data": "data:text/plain;base64,aGk=", "filename": "a.txt"}}
 
@@ -153,7 +156,7 @@ NOTE = {"type": "file", "file": {"file_data": "data:text/plain;base64,aGk=", "fi
 def test_images_and_files() -> None:
     assert sent(messages=[{"role": "user", "content": [PNG, WEB, PDF, NOTE]}])["messages"][0]["content"] == [
         {"type": "image", "source": {"type": "base64", "media_type": "image/jpeg", "data": "AAAA"}},
-        {"type": "image", "source": {"type": "url", "url": "https://x/y.png"}},
+        {"type": "image", "source": {"type": "url", "url": "HTTPS://x/y.png"}},
         {
             "type": "document",
             "source": {"type": "base64", "media_type": "application/pdf", "data": "AAAA"},
@@ -171,6 +174,15 @@ def test_cache_breakpoints_are_kept_and_the_last_four_win() -> None:
     assert marks == [None, None, *[{"type": "ephemeral"}] * 4]
     body = sent(messages=[{"role": "user", "content": [{**PNG, **mark}]}])
     assert body["messages"][0]["content"][0]["cache_control"] == {"type": "ephemeral", "ttl": "1h"}
+
+
+def test_a_message_marked_for_the_cache_is_marked_at_its_end() -> None:
+    mark = {"cache_control": {"type": "ephemeral"}}
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    body = sent(messages=[{**SYSTEM, **mark}, {"role": "user", "content": parts, **mark}, CALLING, {**RESULT, **mark}])
+    assert [block.get("cache_control") for block in body["system"]] == [mark["cache_control"]]
+    marks = [[block.get("cache_control") for block in message["content"]] for message in body["messages"]]
+    assert marks == [[None, mark["cache_control"]], [None], [mark["cache_control"]]]
 
 
 # -- tools --
@@ -200,6 +212,29 @@ def test_strict_tools_where_the_model_can_be_held_to_them() -> None:
     tools = [{"type": "function", "function": {"name": "a", "parameters": schema, "strict": True}}]
     assert sent(NEW, tools=tools)["tools"][0].get("strict") is True
     assert "strict" not in sent(OLD, tools=tools)["tools"][0]
+
+
+def test_a_strict_tool_is_sent_within_the_supported_part_and_a_map_is_not_held_to_anything() -> None:
+    count = {"type": "integer", "minimum": 1}
+    inner = {"type": ["object", "null"], "properties": {"x": count}}
+    schema = {"type": "object", "properties": {"in": inner}, "additionalProperties": False}
+    map_ = {"type": "object", "properties": {"in": {"type": "object", "additionalProperties": count}}}
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": parameters, "strict": True}}
+        for name, parameters in (("a", schema), ("b", map_))
+    ]
+    said = {"type": "integer", "description": "{minimum: 1}"}
+    closed = {"type": ["object", "null"], "properties": {"x": said}, "additionalProperties": False}
+    first, second = sent(NEW, tools=tools)["tools"]
+    assert (first["input_schema"], first["strict"]) == ({**schema, "properties": {"in": closed}}, True)
+    assert second == {"name": "b", "input_schema": map_}
+
+
+def test_a_history_with_calls_brings_its_tools_along() -> None:
+    """OpenAI takes such a request without tools, Anthropic does not; no tools means no further calls."""
+    body = sent(messages=[USER, CALLING, RESULT, CALLING, RESULT])
+    assert body["tools"] == [{"name": "f", "input_schema": {"type": "object", "properties": {}}}]
+    assert body["tool_choice"] == {"type": "none"}
 
 
 @pytest.mark.parametrize(
@@ -325,6 +360,26 @@ def test_a_schema_becomes_a_tool_where_the_model_has_no_structured_output(fields
     assert body["tool_choice"] == choice
 
 
+@pytest.mark.parametrize(
+    ("schema", "is_map"),
+    [
+        ({"type": "object"}, True),
+        ({"type": "object", "additionalProperties": {"type": "string"}}, True),
+        ({"type": "object", "properties": {"a": {}}, "additionalProperties": True}, True),
+        ({"type": "object", "properties": {"a": {}}, "patternProperties": {"^x": {}}}, True),
+        ({"$defs": {"m": {"type": ["object", "null"]}}, "$ref": "#/$defs/m"}, True),
+        ({"anyOf": [{"type": "array", "items": {"type": "object"}}]}, True),
+        ({"type": "object", "properties": {"a": {}}}, False),
+        ({"type": "object", "additionalProperties": False}, False),
+        ({"type": "object", "properties": {"additionalProperties": {"enum": [{"type": "object"}]}}}, False),
+    ],
+)
+def test_a_map_would_come_back_empty_and_has_the_stand_in_tool(schema: dict[str, Any], is_map: bool) -> None:
+    wish = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    result = written(NEW, response_format=wish)
+    assert (result.unwrap, "output_config" in json.loads(result.body)) == (JSON_TOOL if is_map else None, not is_map)
+
+
 def test_a_json_object_is_asked_for_in_words() -> None:
     body = sent(response_format={"type": "json_object"}, messages=[SYSTEM, USER])
     assert body["system"][0]["text"] == "s"
@@ -335,7 +390,7 @@ def test_a_json_object_is_asked_for_in_words() -> None:
 @pytest.mark.parametrize(("value", "wants"), [(FORMAT, True), ({"type": "text"}, False), (None, False), (5, False)])
 def test_whether_a_schema_is_wanted_is_told_without_reading_the_rest(value: Any, wants: bool) -> None:
     ask = openai_chat.read(json.dumps({"messages": [USER], "response_format": value}).encode())
-    assert wants_json_of_a_schema(ask) is wants
+    assert (schema_wanted(ask) is not None) is wants
 
 
 # -- the rest --
@@ -355,6 +410,11 @@ def test_hints_are_left_out_by_name() -> None:
         seed=1, logit_bias={"1": 2}, presence_penalty=0.5, frequency_penalty=0, store=False, verbosity="low",
         service_tier="flex", user="u" * 300, brand_new_field={"x": 1}, logprobs=False, n=1, modalities=["text"],
     )  # fmt: skip
+    assert written(seed=0).dropped == ("seed",)
+    assert written(metadata={"tenant": "t", "use_case": "u", "user_id": "m"}).dropped == ()
+    assert written(metadata={"tenant": "t", "mine": "x"}).dropped == ("metadata",)
+    named = [{"role": "user", "content": [PNG, PNG], "name": "Bob"}, {"role": "user", "content": [WEB], "name": "Al"}]
+    assert written(messages=named).dropped == ("messages[].name", "messages[].content[].image_url.detail")
     expected = {"seed", "logit_bias", "presence_penalty", "verbosity", "brand_new_field", "service_tier", "user"}
     assert set(result.dropped) == expected
     assert set(json.loads(result.body)) == {"model", "max_tokens", "messages"}
@@ -375,6 +435,7 @@ UNSUPPORTED = [
      "messages[0].content[0].file.file_id"),
     ({"messages": [USER, {"role": "assistant", "audio": {"id": "x"}}]}, "messages[1].audio"),
     ({"messages": [USER, CALLING, {**RESULT, "content": [PNG]}]}, "messages[2].content[0]"),
+    ({"messages": [USER, {"role": "function", "name": "f", "content": "x"}]}, "messages[1].role"),
 ]  # fmt: skip
 INVALID = [
     ({"temperature": "hot"}, "temperature"),
@@ -406,7 +467,22 @@ INVALID = [
     ({"messages": [USER, {**CALLING, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "[1]"}}]}, RESULT]},
      "messages[1].tool_calls[0].function.arguments"),
     ({"messages": [USER, {**CALLING, "tool_calls": [{**CALL, "id": 5}]}, RESULT]}, "messages[1].tool_calls[0].id"),
+    ({"messages": [USER, {**CALLING, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {}}}]}, RESULT]},
+     "messages[1].tool_calls[0].function.arguments"),
+    ({"tool_choice": "required"}, "tool_choice"),
 ]  # fmt: skip
+
+
+def test_a_schema_too_deep_is_a_400() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(300):
+        deep = {"type": "object", "properties": {"a": deep}, "additionalProperties": False}
+    for fields in (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": deep}}},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": deep, "strict": True}}]},
+    ):
+        with pytest.raises(GatewayError, match="nested too deeply"):
+            written(NEW, **fields)
 
 
 @pytest.mark.parametrize(("fields", "param"), [*UNSUPPORTED, *INVALID])

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edgegw.dialects.anthropic_messages import UsageCount, read_message, usage_of
+from edgegw.dialects.anthropic_messages import OutputDetails, UsageCount, read_message, usage_of
 from edgegw.dialects.anthropic_stream import AnthropicStream
 from edgegw.dialects.openai_chat_writer import ChunkWriter, write_answer
 from edgegw.errors import UpstreamFault
@@ -137,7 +137,7 @@ TRACES: list[tuple[str, list[bytes], list[dict[str, Any]], str]] = [
 def test_traces(
     reason: str, events: list[bytes], expected: list[dict[str, Any]], finish: str, size: int, ends: bytes
 ) -> None:
-    raw = b"".join([PING, START, PING, START, *events, PING, ended(reason), STOP, TEXT[1]]).replace(b"\n", ends)
+    raw = b"".join([PING, START, START, *events, ended(reason), STOP, TEXT[1]]).replace(b"\n", ends)
     stream = reader()
     out = b"".join(stream.feed(raw[at : at + size]) for at in range(0, len(raw), size))
     found = chunks(out)
@@ -156,6 +156,15 @@ def test_the_gate_opens_with_the_first_content() -> None:
         assert stream.opened is is_open
     assert not stream.transparent
     assert stream.events == 3  # the start, and the deltas: what a client gets an event for
+
+
+def test_pings_in_a_silence_become_comments() -> None:
+    stream = reader()
+    assert [stream.feed(data) == b": ping\n\n" for data in (START, PING, PING, PING, TEXT[1], PING, STOP, PING)] == [
+        *(False, False, True, True),
+        *(False, True, False, False),
+    ]
+    assert (stream.done, stream.events) == (True, 2)  # the start and the text
 
 
 def test_usage_goes_out_last_and_only_when_asked_for() -> None:
@@ -310,7 +319,8 @@ def test_a_whole_message() -> None:
 
 
 def test_content_is_null_only_beside_tool_calls() -> None:
-    only_call = answered({**MESSAGE, "content": MESSAGE["content"][-1:]})
+    only_call = answered({**MESSAGE, "content": [{**MESSAGE["content"][-1], "input": None}]})
+    assert only_call["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"] == "{}"
     assert only_call["choices"][0]["message"]["content"] is None
     assert answered({**MESSAGE, "content": []})["choices"][0]["message"]["content"] == ""
 
@@ -341,6 +351,6 @@ def test_a_reply_that_is_no_message(body: bytes, kind: str) -> None:
 
 
 def test_usage_counts_the_cache_as_input() -> None:
-    count = UsageCount(1, 8, 4, 2, {"thinking_tokens": 3})
+    count = UsageCount(1, 8, 4, 2, OutputDetails(3))
     assert usage_of(count) == Usage(input=7, output=8, cached=2, cache_write=4, reasoning=3)
     assert usage_of(UsageCount()) == Usage(estimated=True)

@@ -105,6 +105,8 @@ class Client:
 
     def abandon(self) -> None: ...
 
+    def break_off(self, reply: Reply) -> None: ...
+
 
 class Rig:
     def __init__(self, books: Books, first: list[int | None], second: list[int | None], kind: str = "openai") -> None:
@@ -220,6 +222,26 @@ async def test_a_fallback_that_cannot_carry_the_request_does_not_hide_why_it_was
     with pytest.raises(GatewayError) as caught:
         await rig.start(TWO)  # n = 2: Anthropic has no such thing
     assert caught.value.kind == "upstream_error"
+    rig.assert_even()
+
+
+async def test_a_target_that_cannot_carry_the_request_is_passed_over() -> None:
+    rig = Rig(Books(), [200], [], kind="anthropic")
+    rig.route = Route("r", (Target("b", "m"), Target("a", "m")))
+    last = await rig.start(TWO)
+    assert last.answer is not None
+    assert [(a.kind, a.target.provider) for a in rig.exchange.attempts] == [("primary", "a")]
+    assert rig.books.lines == [("begin", 1, None)]
+    rig.assert_even()
+
+
+async def test_what_no_target_can_carry_is_the_callers_fault() -> None:
+    rig = Rig(Books(), [], [], kind="anthropic")
+    rig.route = Route("r", (Target("b", "m"), Target("b", "other")))
+    with pytest.raises(GatewayError) as caught:
+        await rig.start(TWO)
+    assert (caught.value.kind, caught.value.param) == ("unsupported_parameter", "n")
+    assert rig.exchange.attempts == []
     rig.assert_even()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, closing
@@ -27,6 +29,7 @@ from ledger_traces import (
 )
 from postgres_rig import Database
 
+from edgegw.app.control import build_control
 from edgegw.clock import ManualClock, uuid7
 from edgegw.ledger import questions
 from edgegw.ledger.books import Books, NoLedgerError, SqliteBooks
@@ -38,7 +41,7 @@ from edgegw.ledger.questions import BadQuestionError, Filter, Row, Table, first_
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.store import Checkpoint, Store
 from edgegw.ledger.usage import SUMS, hour_of
-from edgegw.settings import parse_postgres
+from edgegw.settings import load_text, parse_postgres
 
 KNOWN = migrations("sqlite")
 HOUR = WALL_NS // 3_600_000_000_000
@@ -516,3 +519,18 @@ async def test_days_that_are_merged_and_hours_that_are_not_come_to_the_same(
                 assert await books.rows(fast) == await books.rows(slow)
     (row,) = await books.rows(questions.usage(("day",), Filter(tenant="tenant-0"), first + 24, first + 48, "postgres"))
     assert (row["day"], row["requests"]) == (first // 24 + 1, 4)
+
+
+async def test_a_state_directory_that_has_no_name_is_said_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "journal.id").mkdir()
+    text = f"""
+version: 1
+server: {{state_dir: {tmp_path}}}
+providers: {{a: {{kind: openai, api_key: k}}}}
+default: {{targets: [a/b]}}
+"""
+    with (
+        socket.socket(socket.AF_UNIX) as channel,
+        pytest.raises(SystemExit, match="the state directory cannot be used: Is a directory"),
+    ):
+        build_control(load_text(text, {}), channel, asyncio.get_running_loop())

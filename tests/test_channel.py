@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from limits_rig import T, meter
 
 from edgegw import channel
-from edgegw.channel import ChannelClient, ChannelError, Drain, Frames, Hello, Message, Ready, Shares
+from edgegw.channel import ChannelClient, ChannelError, Frames, Hello, Message, Ready, Shares
 from edgegw.channel_server import ChannelServer
 from edgegw.clock import ManualClock
 from edgegw.limits import tally
@@ -33,7 +33,6 @@ MESSAGES = st.one_of(
     st.builds(Hello, st.integers(0, 64), st.integers(1, 2**22), st.integers(0, 9)),
     st.builds(Ready, st.integers(0, 2**62), st.integers(1, 64)),
     st.builds(Shares, st.integers(1, 64)),
-    st.just(Drain()),
 )
 
 
@@ -105,7 +104,7 @@ class House:
 
     def client(self, slot: int = 0) -> ChannelClient:
         client = ChannelClient(self.path, slot, 4000 + slot)
-        for kind in (Ready, Offer, Shares, Drain):
+        for kind in (Ready, Offer, Shares):
             client.handle(kind, self.heard.append)
         client.on_closed(self._broke)
         self.clients.append(client)
@@ -183,8 +182,6 @@ async def test_workers_come_and_go_and_the_others_hear_of_it(house: House) -> No
     second = house.client(1)
     assert await second.wait_open(5)
     await house.until(lambda: Shares(2) in house.heard)
-    server.broadcast(Drain())
-    await house.until(lambda: house.heard.count(Drain()) == 2)
     await second.close()
     await house.until(lambda: Shares(1) in house.heard)
     assert server.workers == [(0, 4000)]
@@ -199,7 +196,7 @@ async def test_a_worker_finds_its_control_process_again(house: House) -> None:
         await server.close()
         await house.until(lambda epoch=epoch: house.breaks == epoch)  # type: ignore[misc]
         assert not client.open
-        assert not client.send(Drain())
+        assert not client.send(Want(T, 1, 1, 0))
     os.rename(house.path, house.path + "x")  # it is still there: the socket is the supervisor's
 
 
@@ -316,9 +313,10 @@ async def test_a_worker_that_does_not_read_is_cut_off_and_counted(house: House) 
         writer.write(Frames().encode([Hello(0, 1)]))
         await house.until(lambda: bool(server.workers))
         async with asyncio.timeout(10):
-            while server.workers:
+            while server.links:
+                (link,) = server.links
                 for _ in range(2000):
-                    server.broadcast(Offer(T * 200, 1, 1, 1))
+                    link.send(Offer(T * 200, 1, 1, 1))
                 await asyncio.sleep(0)
     assert server.slow_readers == 1
 

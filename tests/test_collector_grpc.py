@@ -98,7 +98,11 @@ async def test_a_collector_that_is_not_there_holds_nobody_up() -> None:
 @pytest.mark.system
 def test_a_gateway_with_a_collector_by_grpc(simulator: Simulator, gateway: StartGateway) -> None:
     with serving() as (service, url):
-        env = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+        env = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": url,
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+            "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "true",
+        }
         known = {"providers": providers(simulator), "default": {"targets": ["sim/gpt-5-mini"]}}
         running = gateway(known, env)
         for _ in range(3):
@@ -106,3 +110,9 @@ def test_a_gateway_with_a_collector_by_grpc(simulator: Simulator, gateway: Start
         code, words = running.stop()
         assert code == 0, words
         assert len(service.spans) == 6
+        assert (
+            sum(
+                '"content":"How are you?"' in span.attributes.get("gen_ai.input.messages", "") for span in service.spans
+            )
+            == 3
+        )

@@ -17,16 +17,17 @@ from edgegw.clock import ManualClock, uuid7
 from edgegw.content import answer, porter
 from edgegw.content.capture import Capture
 from edgegw.content.choice import Choice
-from edgegw.content.files import BLOCK_BYTES, CONTENT_DIR, Tray, Trays
-from edgegw.content.porter import Porter
+from edgegw.content.files import BLOCK_BYTES, CONTENT_DIR, TOLD_DIR, Tray, Trays
+from edgegw.content.porter import Porter, TrayPair
 from edgegw.content.record import Content
 from edgegw.content.wire import HEAD_ROOM_BYTES, ReplyCopy, behind_head, unchunked
-from edgegw.exchange import Exchange
+from edgegw.exchange import Attempt, Exchange, Target
 from edgegw.http.chunked import ChunkedBody
 from edgegw.http.outbox import Outbox
 from edgegw.http.reply import JSON, LAST_CHUNK, Reply, chunk
 from edgegw.http.request import Request
 from edgegw.settings import load_text
+from edgegw.trace import Keeping, Sampler
 
 DONE = b"data: [DONE]\n\n"
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
@@ -60,6 +61,8 @@ class Connection:
 
     def abandon(self) -> None: ...
 
+    def break_off(self, reply: Reply) -> None: ...
+
 
 def request(body: bytes = b"{}", *, http_1_0: bool = False) -> Request:
     return Request(b"POST", b"/v1/chat/completions", headers={}, body=body, http_1_0=http_1_0)
@@ -90,7 +93,7 @@ TRACES: dict[str, tuple[list[tuple[Any, ...]], bytes]] = {
 @pytest.mark.parametrize("name", TRACES)
 def test_what_a_client_was_sent_is_read_again(name: str) -> None:
     words, body = TRACES[name]
-    connection, copy = Connection(), ReplyCopy(1000, errors_only=False)
+    connection, copy = Connection(), ReplyCopy(1000)
     reply = Reply(connection, request())
     reply.copy_to(copy.add)
     say(reply, words)
@@ -112,7 +115,7 @@ def test_a_copied_reply_is_the_same_on_the_wire(name: str) -> None:
 
 
 def test_a_stream_of_http_1_0_has_no_chunks() -> None:
-    connection, copy = Connection(), ReplyCopy(1000, errors_only=False)
+    connection, copy = Connection(), ReplyCopy(1000)
     reply = Reply(connection, request(http_1_0=True))
     reply.copy_to(copy.add)
     say(reply, [("start", 200, b"", EVENT), ("write", EVENT), ("end", b"")])
@@ -121,7 +124,7 @@ def test_a_stream_of_http_1_0_has_no_chunks() -> None:
 
 def test_a_body_that_looks_like_a_head_is_a_body() -> None:
     body = b"x\r\ntransfer-encoding: chunked\r\n\r\n5\r\n"
-    connection, copy = Connection(), ReplyCopy(1000, errors_only=False)
+    connection, copy = Connection(), ReplyCopy(1000)
     reply = Reply(connection, request())
     reply.copy_to(copy.add)
     reply.send(200, JSON, body)
@@ -146,7 +149,7 @@ def test_chunks_are_taken_off_as_the_strict_decoder_does(pieces: list[bytes], en
 
 
 def test_a_copy_is_bounded_and_says_so() -> None:
-    copy = ReplyCopy(10, errors_only=False)
+    copy = ReplyCopy(10)
     room = HEAD_ROOM_BYTES + 10
     cuts = []
     for data in (b"y" * room, b"z" * 100_000, b"z"):
@@ -154,7 +157,7 @@ def test_a_copy_is_bounded_and_says_so() -> None:
         cuts.append((copy.cut, copy.size))
     assert cuts == [(False, room), (True, room), (True, room)]
     assert copy.sent == b"y" * room
-    across = ReplyCopy(10, errors_only=False)
+    across = ReplyCopy(10)
     across.add(b"y" * (room + 1))
     assert (across.cut, across.size) == (True, room)
 
@@ -162,9 +165,9 @@ def test_a_copy_is_bounded_and_says_so() -> None:
 # -- whose --
 
 
-def choice(capture: str, tenants: str = "{}") -> Choice:
+def choice(capture: str, tenants: str = "{}", tells: bool = False) -> Choice:
     base = "version: 1\nproviders: {local: {kind: openai-compatible, base_url: 'http://127.0.0.1:1/v1'}}\n"
-    return Choice(load_text(f"{base}capture: {capture}\ntenants: {tenants}\n", {}))
+    return Choice(load_text(f"{base}capture: {capture}\ntenants: {tenants}\n", {}), tells=tells)
 
 
 def test_nobody_is_captured_by_default() -> None:
@@ -177,6 +180,23 @@ def test_a_tenant_has_its_own_mode() -> None:
     id_ = uuid7(1, 1)
     assert [found.mode(name, id_) for name in ("quiet", "faulty", "other")] == ["off", "errors", "all"]
     assert choice("{}", "{loud: {capture: all}}").any
+
+
+def test_what_is_told_is_another_thing_than_what_is_kept() -> None:
+    """`capture.mode` is about keeping alone; what a tenant says of its own goes for both."""
+    found = choice(
+        "{mode: errors}", "{quiet: {capture: off}, faulty: {capture: errors}, some: {capture: sampled}}", True
+    )
+    id_ = uuid7(1, 1 << 31)
+    names = ("other", "quiet", "faulty", "some")
+    assert [found.telling(name, id_) for name in names] == ["all", "off", "errors", "off"]
+    assert found.telling("some", uuid7(1, 1)) == "all"
+    assert [found.mode(name, id_) for name in names] == ["errors", "off", "errors", "off"]
+    assert (found.any, found.keeps, found.tells, found.refusing) == (True, True, True, ["quiet"])
+    told_alone = choice("{}", tells=True)
+    assert (told_alone.any, told_alone.keeps, told_alone.mode("other", id_)) == (True, False, "off")
+    unasked = choice("{mode: all}", "{loud: {capture: all}}")
+    assert [unasked.telling(name, id_) for name in ("other", "loud")] == ["off", "off"]
 
 
 def test_a_sample_is_as_large_as_asked_for_and_always_the_same() -> None:
@@ -200,16 +220,17 @@ def test_a_sample_is_as_large_as_asked_for_and_always_the_same() -> None:
 def exchange(tenant: str = "t", state: Any = "complete", number: int = 1) -> Exchange:
     found = Exchange(uuid7(1_700_000_000_000_000_000, number), 0, 0.0)
     found.tenant, found.state = tenant, state
+    found.attempts = [Attempt(1, "primary", Target("local", "m"), 0, 0.0)]
     return found
 
 
-def captured(state_dir: Path) -> list[Content]:
+def captured(state_dir: Path, directory: str = CONTENT_DIR) -> list[Content]:
     decode = msgspec.msgpack.Decoder(list[Content]).decode
-    return [content for path in Trays(state_dir).waiting(100) for content in decode(path.read_bytes())]
+    return [content for path in Trays(state_dir, directory).waiting(100) for content in decode(path.read_bytes())]
 
 
 def capture_into(tray: Tray, of: Choice) -> Capture:
-    return Capture(of, Porter(lambda: tray), ManualClock(), 64)
+    return Capture(of, Porter(lambda: TrayPair(tray)), ManualClock(), 64)
 
 
 def serve(capture: Capture, of: Exchange, body: bytes, answer: bytes) -> None:
@@ -248,6 +269,63 @@ def test_errors_means_what_did_not_end_well(tmp_path: Path) -> None:
         serve(capture, exchange(state=state, number=number), state.encode(), b"")
     capture.close()
     assert [content.request.decode() for content in captured(tmp_path)] == list(states[1:])
+
+
+def telling_into(state_dir: Path, of: Choice, sampler: Sampler | None = None) -> Capture:
+    def open_trays() -> TrayPair:
+        kept = Tray(state_dir, 0, 1 << 20) if of.keeps else None
+        return TrayPair(kept, Tray(state_dir, 0, 1 << 20, TOLD_DIR))
+
+    return Capture(of, Porter(open_trays), ManualClock(), 64, Keeping(sampler or Sampler(), 10_000_000))
+
+
+def test_what_is_told_is_not_kept_and_what_is_kept_is_not_told(tmp_path: Path) -> None:
+    of = choice("{mode: off}", "{kept: {capture: all}, faulty: {capture: errors}, quiet: {capture: off}}", tells=True)
+    capture = telling_into(tmp_path, of)
+    for number, (tenant, state) in enumerate(
+        (("kept", "complete"), ("faulty", "complete"), ("faulty", "failed"), ("quiet", "failed"), ("other", "complete"))
+    ):
+        serve(capture, exchange(tenant, state, number), f"{tenant} {state}".encode(), b"")
+    refused = exchange("other", "refused", 9)
+    refused.attempts = []  # no span for it
+    serve(capture, refused, b"refused", b"")
+    capture.close()
+    kept, told = ([each.request.decode() for each in captured(tmp_path, name)] for name in (CONTENT_DIR, TOLD_DIR))
+    assert kept == ["kept complete", "faulty failed"]
+    assert told == ["kept complete", "faulty failed", "other complete"]
+    assert capture.gauges()["content_kept"] == 5
+
+
+def test_where_nothing_is_kept_there_is_no_place_for_it(tmp_path: Path) -> None:
+    capture = telling_into(tmp_path, choice("{}", tells=True))
+    serve(capture, exchange(), b"p", b"a")
+    capture.close()
+    assert [each.request for each in captured(tmp_path, TOLD_DIR)] == [b"p"]
+    assert not (tmp_path / CONTENT_DIR).exists()
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / TOLD_DIR).rglob("*.msgpack")} == {0o600}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "told"),
+    [
+        (Sampler(0.0), ["retried", "failed", "slow", "sampled"]),  # the exceptions, and what the client keeps
+        (Sampler(0.0, exceptions=False), ["sampled"]),
+        (Sampler(0.0, parent_based=False, exceptions=False), []),
+    ],
+)
+def test_of_what_has_no_span_nothing_is_put_down(tmp_path: Path, sampler: Sampler, told: list[str]) -> None:
+    capture = telling_into(tmp_path, choice("{}", tells=True), sampler)
+    of = {
+        name: exchange(number=number) for number, name in enumerate(("plain", "retried", "failed", "slow", "sampled"))
+    }
+    of["retried"].attempts *= 2
+    of["failed"].state = "failed"
+    of["slow"].duration_s = 10.0
+    of["sampled"].trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    for name, each in of.items():
+        serve(capture, each, name.encode(), b"")
+    capture.close()
+    assert [each.request.decode() for each in captured(tmp_path, TOLD_DIR)] == told
 
 
 def test_of_a_tenant_that_is_off_nothing_is_copied(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from edgegw.cli import main
 from edgegw.clock import ManualClock, uuid7
 from edgegw.content import command
-from edgegw.content.files import CONTENT_DIR, Tray, Trays
+from edgegw.content.files import CONTENT_DIR, TOLD_DIR, TOO_LATE_S, Tray, Trays
 from edgegw.content.record import Content
 from edgegw.content.shipper import ADOPT_EVERY_S, TRIM_EVERY_S, TRIM_SHARE, ContentShipper
 from edgegw.content.sqlite import SqliteContents
@@ -66,9 +66,17 @@ async def shipping(
     retention_s: float = 7.0 * DAY_S,
     bytes_max: int = 1 << 30,
     adopt: Sequence[str] = (),
+    tells: bool = False,
 ) -> AsyncIterator[ContentShipper]:
     shipper = ContentShipper(
-        path, into or store(path), clock, retention_s=retention_s, bytes_max=bytes_max, adopt=adopt, poll_s=0.01
+        path,
+        into or store(path),
+        clock,
+        retention_s=retention_s,
+        bytes_max=bytes_max,
+        adopt=adopt,
+        tells=tells,
+        poll_s=0.01,
     )
     shipper.start()
     try:
@@ -324,6 +332,34 @@ def test_of_a_file_that_several_share_only_the_chosen_goes(tmp_path: Path) -> No
     assert CANARY not in everything(tmp_path)
     assert run(tmp_path, "delete", "--tenant", "a") == (0, "deleted the content of 3 requests\n")
     assert waiting(tmp_path) == 0
+
+
+def test_what_is_on_its_way_to_a_span_is_deleted_as_well(tmp_path: Path) -> None:
+    clock = ManualClock()
+    told = [content(number, clock, "ab"[number % 2], reply=CANARY if number % 2 else b"other") for number in range(4)]
+    Tray(tmp_path, 0, 1 << 20, TOLD_DIR).put("first", msgspec.msgpack.encode(told), len(told))
+    put(tmp_path, told[1])  # kept as well
+    stored(tmp_path, content(9, clock))
+    assert run(tmp_path, "delete", "--tenant", "b") == (0, "deleted the content of 2 requests\n")
+    assert CANARY not in everything(tmp_path)
+    [left] = [path.read_bytes() for path in Trays(tmp_path, TOLD_DIR).all()]
+    assert [each.tenant for each in msgspec.msgpack.decode(left, type=list[Content])] == ["a", "a"]
+
+
+@pytest.mark.parametrize("tells", [False, True])
+async def test_what_nobody_fetches_for_a_span_is_removed(tmp_path: Path, tells: bool) -> None:
+    """At once where nothing is told any more, else when it is too late; of other gateways only then."""
+    clock = ManualClock()
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    late_ns = clock.wall_ns() - int((TOO_LATE_S + 1) * 1e9)
+    for state_dir in (mine, other):
+        tray = Tray(state_dir, 0, 1 << 20, TOLD_DIR)
+        for name, written_ns in (("fresh", clock.wall_ns() - 1), ("late", late_ns)):
+            tray.put(name, b"x", 1)
+            os.utime(state_dir / TOLD_DIR / "0" / f"{name}.msgpack", ns=(written_ns, written_ns))
+    async with shipping(mine, clock, store(tmp_path), adopt=[str(other)], tells=tells):
+        await until(lambda: len(list(Trays(other, TOLD_DIR).all())) == 1)
+        await until(lambda: [path.stem for path in Trays(mine, TOLD_DIR).all()] == (["fresh"] if tells else []))
 
 
 def test_deleting_everything_has_to_be_said(tmp_path: Path) -> None:

@@ -17,9 +17,6 @@ from edgegw.cli import main
 from edgegw.errors import KINDS, Source
 from edgegw.exchange import RetryPolicy
 from edgegw.settings import describe, load_text, warnings
-from edgegw.settings.environment import VARIABLES
-from edgegw.settings.fields import ROOT
-from edgegw.settings.specs import Section, inner
 from edgegw.simulator.rules import WORDS
 from edgegw.telemetry import export, names, semconv
 
@@ -139,21 +136,11 @@ def test_the_settings_that_are_shown_can_be_used(name: str) -> None:
         assert load_text(unmasked(describe(settings)), {}).use_cases == settings.use_cases
 
 
-def test_every_setting_is_in_its_table_with_its_default() -> None:
+def test_the_defaults_in_the_reference_are_those_in_force() -> None:
     # Of keys that stand in several sections, every default has to be in one of their tables.
     told: dict[str, set[str]] = {}
-    for row in rows(page("docs/settings.md")):
-        told.setdefault(row[0], set()).add(row[1].strip("`"))
-
-    def walk(part: Section) -> Iterator[str]:
-        for field in part.fields:
-            below = inner(field.spec)
-            if isinstance(below, Section):
-                yield from walk(below)
-            else:
-                yield field.key
-
-    assert [key for key in walk(ROOT) if key not in told and f"`{key}`" not in page("docs/settings.md")] == []
+    for row in rows(page("docs/settings-reference.md")):
+        told.setdefault(row[0], set()).add(row[2].strip("`"))
     in_force = describe(
         load_text("version: 1\nproviders: {a: {kind: openai, api_key: k}}\ndefault: {targets: [a/b]}\n", {})
     )
@@ -161,12 +148,6 @@ def test_every_setting_is_in_its_table_with_its_default() -> None:
     apart = {"kind", "base_url", "api_key", "targets"}
     assert [(key, value) for key, value in shown if key not in apart and value not in told[key]] == []
     assert len(shown) > 40
-
-
-def test_every_variable_is_in_its_table() -> None:
-    told = rows(section(page("docs/settings.md"), "With the environment alone"))
-    beside = {"ignored": "", "fills": "where it is silent", "overrides": "yes"}
-    assert told == [[each.name, ".".join(each.path), beside[each.beside_a_file], each.doc] for each in VARIABLES]
 
 
 # -- the simulator, metrics --
@@ -271,6 +252,20 @@ def test_every_target_of_make_that_is_named_exists() -> None:
 def test_links_lead_somewhere(path: Path) -> None:
     text = _FENCE.sub("", path.read_text("utf-8"))
     assert [link for link in _LINK.findall(text) if not (path.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_into_a_page_lead_to_a_heading(path: Path) -> None:
+    text = _FENCE.sub("", path.read_text("utf-8"))
+    for name, anchor in re.findall(r"\]\(([\w./-]*)#([^)]*)\)", text):
+        there = (path.parent / name if name else path).read_text("utf-8")
+        assert anchor in anchors(there), f"{name}#{anchor}"
+
+
+def anchors(text: str) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.*)$", _FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

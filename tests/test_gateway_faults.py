@@ -15,6 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -345,6 +346,13 @@ def test_unknown_paths_and_methods(running: Gateway, method: str, path: str, sta
     assert (row["state"], row["status"]) == ("refused", status)
 
 
+@pytest.mark.parametrize(("path", "method"), [("*", "POST"), ("/v1/models", "GET"), ("/v1/chat/completions", "POST")])
+def test_options_tells_the_methods(running: Gateway, path: str, method: str) -> None:
+    answer = ask(running.url, "OPTIONS", path)
+    assert (answer.status, answer.body) == (200, b"")
+    assert {method, "OPTIONS"} <= set(answer.headers["allow"].split(", "))
+
+
 def test_a_body_too_large_is_refused_before_it_is_read(running: Gateway, simulator: Simulator) -> None:
     """The body is never sent: the answer comes from the head alone."""
     before = simulator.stats()["requests"]
@@ -561,6 +569,28 @@ def test_sigterm_drains_an_open_stream(simulator: Simulator, gateway: StartGatew
     assert (row["state"], row["output_tokens"]) == ("complete", 40)
     with contextlib.closing(socket.socket()) as sock, pytest.raises(ConnectionRefusedError):
         sock.connect(("127.0.0.1", urlsplit(running.url).port or 0))
+
+
+def test_whoever_is_let_in_while_it_stops_is_answered(simulator: Simulator, gateway: StartGateway) -> None:
+    """To close a listening socket resets who waits in its queue. Here hundreds knock within the moment it is closed."""
+    running = gateway({"providers": providers(simulator), "server": {"workers": 2}})
+
+    def keep_asking() -> int:
+        answered = 0
+        while True:
+            try:
+                assert ask(running.url, "GET", "/v1/models").status == 200
+            except ConnectionRefusedError:
+                return answered
+            answered += 1
+
+    with ThreadPoolExecutor(8) as clients:
+        asking = [clients.submit(keep_asking) for _ in range(8)]
+        time.sleep(0.3)
+        running.running.terminate()
+        answered = [each.result(WAIT_S) for each in asking]
+    assert min(answered) > 0
+    assert running.running.wait() == 0, running.running.said
 
 
 def test_a_stop_ships_everything_and_leaves_no_process(simulator: Simulator, gateway: StartGateway) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,23 @@ def test_at_the_bound_nothing_begins_and_what_has_begun_is_written(tmp_path: Pat
     records, damage = read_all(tmp_path)
     assert sum(isinstance(record, End) for record in records) == done + 30
     assert damage == Damage()
+
+
+def test_trouble_that_a_request_runs_into_is_told_with_its_ids(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = open_journal(tmp_path, bytes_max=2 * SEGMENT_BYTES)
+    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    for number in count(1):
+        exchange = make_exchange(number)
+        exchange.trace = parent
+        journal.begin(exchange, make_attempt(exchange))
+        if journal.trouble is not None:
+            break
+    (line,) = (record for record in caplog.records if "takes no new exchange" in record.message)
+    assert vars(line)["request_id"] == exchange.id
+    assert vars(line)["trace_id"] == parent[3:35]
+    die(journal)
 
 
 def test_a_used_up_reserve_goes_beyond_the_bound_for_what_has_begun(tmp_path: Path) -> None:

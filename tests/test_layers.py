@@ -27,17 +27,19 @@ LAYERS: dict[int, str] = {
         settings.__init__ settings.model settings.values settings.fields settings.addresses settings.url_parts
         settings.redis_address settings.database_address
         settings.tree settings.mistakes settings.checks settings.interpolation settings.document settings.environment
-        settings.load settings.schema settings.describe settings.specs settings.tenant_fields settings.tenant_checks
+        settings.load settings.schema settings.reference settings.describe settings.specs
+        settings.tenant_fields settings.tenant_checks
     """,
     1: """
         access pattern trace routing retry breaker tokens endpoints reply_fields price_table prices client_ids
-        http.__init__ http.request http.chunked http.known_head http.connection http.response http.outbox http.reply
-        http.proxies http.sse
+        http.__init__ http.request http.chunked http.head http.judge http.known_head http.connection http.response
+        http.inflate http.outbox http.reply http.proxies http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
         dialects.openai_chat_request dialects.openai_chat_messages dialects.openai_chat_reply
-        dialects.openai_chat_stream dialects.openai_chat_writer dialects.texts
+        dialects.openai_chat_stream dialects.openai_chat_accents dialects.openai_chat_writer dialects.texts
+        dialects.lenient
         dialects.anthropic_schema dialects.anthropic_turns dialects.anthropic_request dialects.anthropic_messages
-        dialects.anthropic_stream
+        dialects.anthropic_events dialects.anthropic_stream
         providers.__init__ providers.base providers.retry_after providers.models providers.openai providers.anthropic
         providers.compatible providers.registry
         keys.__init__ keys.table keys.store keys.rows
@@ -48,15 +50,17 @@ LAYERS: dict[int, str] = {
         ledger.postgres.__init__ ledger.postgres.days
         ledger.questions ledger.tables ledger.verify.__init__ ledger.verify.findings ledger.verify.rules
         content.__init__ content.record content.wire content.choice content.store content.answer
+        content.mended
         telemetry.__init__ telemetry.names telemetry.seats telemetry.histogram telemetry.metrics telemetry.exposition
         telemetry.variables
-        telemetry.semconv telemetry.spans telemetry.otlp telemetry.otlp_metrics
+        telemetry.semconv telemetry.spans telemetry.otlp telemetry.otlp_metrics telemetry.messages telemetry.fitting
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
     """,
     2: """
         errand leg ladder relay used channel channel_server process_figures logs
-        http.watch http.uptake http.client_connection http.server http.dial http.upstream_connection http.upstream
+        http.watch http.knocks http.uptake http.probe http.client_connection http.server http.dial
+        http.upstream_connection http.upstream
         keys.making keys.sqlite keys.postgres keys.place keys.subscriber keys.feed
         limits.authority limits.account limits.accounts limits.limiter limits.tally limits.memory_file
         limits.redis.connection limits.redis.sentinel limits.redis.server limits.redis.servers limits.redis.replicas
@@ -70,8 +74,9 @@ LAYERS: dict[int, str] = {
         ledger.postgres.connection ledger.postgres.schema ledger.postgres.partitions ledger.postgres.store
         ledger.postgres.upkeep ledger.postgres.books
         content.files content.porter content.capture content.sqlite content.postgres content.place content.shipper
+        content.courier
         telemetry.export telemetry.collector telemetry.collector_grpc telemetry.console telemetry.tracing
-        telemetry.metric_export
+        telemetry.metric_export telemetry.meeting
         simulator.rules_file
     """,
     3: """
@@ -146,7 +151,10 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
         "http.upstream_connection",
     ),  # over connections of our own
     "telemetry.console": ("logs",),  # lines in the shape of the log's
-    "telemetry.spans": ("ledger.record", "trace"),  # told of records
+    "telemetry.spans": ("content.record", "ledger.record", "trace"),  # told of records
+    "telemetry.messages": ("content.answer", "content.mended", "content.record", "content.wire"),  # what was captured
+    "telemetry.tracing": ("content.courier",),
+    "ledger.record": ("trace",),  # whose trace a request belongs to
     "prices": ("ledger.record", "pattern", "price_table"),  # of an attempt as it stands in the books
     "limits.rules": ("pattern",),
     "limits.redis.absence": ("limits.bucket", "limits.meter"),  # the same shapes and words, counted elsewhere
@@ -208,7 +216,7 @@ LIBRARIES: dict[str, set[str]] = {
     "asyncpg": {"ledger.postgres.connection", "ledger.postgres.partitions", "ledger.postgres.schema"},
     "click": {"cli", "cli_books", "cli_content", "cli_keys", "cli_migrate", "cli_options"},
     "hiredis": {"limits.redis.connection"},
-    "httptools": {"http.connection", "http.response", "simulator.server"},
+    "httptools": {"http.judge", "http.response", "simulator.server"},
     "orjson": {"gateway", "control.admin"},
     "opentelemetry": {"telemetry.collector_grpc"},
     "uvloop": {"app.__init__", "simulator.run"},
@@ -231,7 +239,9 @@ NOT_IN_THE_DATA_PLANE_OWN = (
     "content.place",
     "content.shipper",
     "content.store",
+    "content.courier",
     "content.answer",
+    "content.mended",
     "ledger.syncing",
     "ledger.adoption",
     "ledger.rejected",

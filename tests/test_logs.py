@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,6 +92,12 @@ def test_a_line_for_people(pipe: tuple[int, int]) -> None:
     assert line == f"{logs.stamp(1_764_098_913.157)} WARNING worker3 edgegw.test: five words\n"
 
 
+def test_a_line_for_people_names_the_request(pipe: tuple[int, int]) -> None:
+    about: dict[str, Any] = {"request_id": "0198", "trace_id": "ab" * 16}
+    line = said(pipe, record("internal error", exc_info=failure(), **about), as_json=False)
+    assert " edgegw.test: internal error (request 0198)\nTraceback" in line
+
+
 def test_a_traceback_is_one_field(pipe: tuple[int, int]) -> None:
     read_back = json.loads(said(pipe, record("it failed", exc_info=failure())))
     assert (read_back["message"], read_back["role"]) == ("it failed", "supervisor")
@@ -140,6 +148,31 @@ def test_all_loggers_speak_through_it(pipe: tuple[int, int]) -> None:
     finally:
         root.handlers[:] = before
         root.setLevel(level)
+
+
+# Which modules log, and about what. What is about one request, or a record of one, has its ids.
+ABOUT_REQUESTS = {"gateway", "attempts", "ledger/telling", "content/courier"}
+ABOUT_BOTH = {"ledger/journal", "ledger/shipper"}
+ABOUT_THE_GATEWAY = {
+    *("app/__init__", "app/telemetry", "channel", "channel_server", "content/shipper", "control/process", "keys/feed"),
+    *("ledger/adoption", "ledger/postgres/upkeep", "ledger/sqlite_retention", "ledger/syncing", "ledger/upkeep"),
+    *("limits/memory_file", "limits/redis/authority", "limits/redis/replicas", "supervisor"),
+    *("telemetry/export", "telemetry/metric_export"),
+}
+
+
+def test_what_is_logged_about_a_request_has_its_ids() -> None:
+    package = Path(logs.__file__).parent
+    calls: dict[str, list[bool]] = {}
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="logger" | "_log")), keywords=keywords):
+                    name = path.relative_to(package).with_suffix("").as_posix()
+                    calls.setdefault(name, []).append(any(keyword.arg == "extra" for keyword in keywords))
+    assert calls.keys() == ABOUT_REQUESTS | ABOUT_BOTH | ABOUT_THE_GATEWAY
+    assert [name for name, ids in calls.items() if name in ABOUT_REQUESTS and not all(ids)] == []
+    assert [name for name, ids in calls.items() if name in ABOUT_BOTH and not any(ids)] == []
 
 
 CANARY = "sk-canary-0123456789"

@@ -104,6 +104,9 @@ def test_malformed_json_is_named_with_its_place() -> None:
         openai_chat.read(b'{\n "x": oops}')
     with pytest.raises(GatewayError, match=r"UTF-8 at line 1, column 7 \(byte 6\)"):
         openai_chat.read(b'{"x":"\xff"}')
+    for half in (b"\\ud83d", b"\\ud83d\\n", b"\\ude00", b"\\ud83d\\ud83d"):
+        with pytest.raises(GatewayError, match=r"half of a surrogate pair, at line 1, column 21 \(byte 20\)"):
+            openai_chat.read(b'{"x":"\\\\\\ud83d\\ude00' + half + b'"}')
 
 
 def test_a_field_that_stands_twice_and_is_not_ours_passes() -> None:

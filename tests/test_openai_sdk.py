@@ -348,8 +348,10 @@ def test_a_request_the_provider_refuses_is_the_callers_400(
         through.chat.completions.create(model=model, messages=HELLO, temperature=3, stream=stream)
     assert (caught.value.param, caught.value.code) == ("temperature", "decimal_above_max_value")
     assert simulator.count(model) == 1  # neither retried nor tried elsewhere
-    row = running.row(caught.value.response.headers["x-request-id"])
+    headers = caught.value.response.headers
+    row = running.row(headers["x-request-id"])
     assert (row["status"], row["attempts"], row["error_kind"]) == (400, 1, "upstream_refused")
+    assert headers["x-upstream-request-id"].startswith("req_")
 
 
 def test_an_upstream_401_is_our_502(through: openai.OpenAI, running: Gateway) -> None:

@@ -13,6 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from span_records import plain_told, requests, told_of, wording
 
+from edgegw.content.record import Content
 from edgegw.ledger.record import AttemptRecord, End
 from edgegw.telemetry.collector_grpc import ReadableSpans
 from edgegw.telemetry.otlp import Encoder, rejected, varint
@@ -33,6 +34,16 @@ def same(spans: list[Span]) -> None:
 
 def test_a_plain_request_is_encoded_as_the_sdk_does() -> None:
     same(wording().spans_of(plain_told(1)) + wording().spans_of(plain_told(2, attempts=3)))
+
+
+def test_prompts_and_answers_are_encoded_as_the_sdk_does() -> None:
+    told = plain_told(1)
+    asked = b'{"messages":[{"role":"user","content":"' + "é".encode() * 500 + b'"}]}'
+    answered = b'{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}]}'
+    told.content = Content(told.end.id, "acme", 0, "openai_chat", False, asked, True, answered, False)
+    spans = wording().spans_of(told)
+    assert {"gen_ai.input.messages", "edgegw.content.cut"} <= dict(spans[1].own).keys()
+    same(spans)
 
 
 @settings(deadline=None, max_examples=150)

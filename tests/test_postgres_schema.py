@@ -163,7 +163,7 @@ def test_without_the_client_it_is_said_what_to_install(tmp_path: Path) -> None:
     assert failed.exit_code == 1
     assert "storage.database_url needs asyncpg: pip install 'edgegw[postgres]'" in failed.output
     with pytest.raises(SystemExit, match="needs asyncpg: pip install 'edgegw"):
-        build_books(load_text(f"{BASE}storage: {{database_url: '{url}'}}", {}), SystemClock(), tmp_path)
+        build_books(load_text(f"{BASE}storage: {{database_url: '{url}'}}", {}), SystemClock(), "0123456789abcdef")
 
 
 def test_a_gateway_without_a_postgresql_does_not_load_its_client() -> None:

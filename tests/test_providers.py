@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgegw.dialects import openai_chat
-from edgegw.errors import KINDS, Source, UpstreamFault
+from edgegw.errors import KINDS, Source, UpstreamFault, final_error
 from edgegw.providers.base import STAY_AWAY_S, Origin, Provider
 from edgegw.providers.models import shipped
 from edgegw.providers.registry import build
@@ -166,8 +166,8 @@ def openai_error(**words: object) -> bytes:
     return json.dumps({"error": {"message": "no", "type": "t", "param": None, "code": None, **words}}).encode()
 
 
-def anthropic_error(kind: str, message: str = "no") -> bytes:
-    return json.dumps({"type": "error", "error": {"type": kind, "message": message}}).encode()
+def anthropic_error(kind: str, message: str = "no", **more: object) -> bytes:
+    return json.dumps({"type": "error", "error": {"type": kind, "message": message, **more}}).encode()
 
 
 OPENAI_FAULTS = [
@@ -200,16 +200,22 @@ OPENAI_FAULTS = [
 ANTHROPIC_FAULTS = [
     (400, anthropic_error("invalid_request_error"), "upstream_refused"),
     (400, anthropic_error("invalid_request_error", "Your credit balance is too low to access"), "upstream_quota"),
+    (400, anthropic_error("invalid_request_error", "You have reached your specified API usage limits. You will …"),
+     "upstream_quota"),
     (401, anthropic_error("authentication_error"), "upstream_auth"),
     (402, anthropic_error("billing_error"), "upstream_auth"),
     (403, anthropic_error("permission_error"), "upstream_auth"),
     (404, anthropic_error("not_found_error"), "upstream_refused"),
     (413, anthropic_error("request_too_large"), "upstream_refused"),
     (429, anthropic_error("rate_limit_error"), "upstream_rate_limited"),
+    (429, anthropic_error("rate_limit_error", details=None), "upstream_rate_limited"),
+    (429, anthropic_error("rate_limit_error", details={"error_code": "ramp_limit_exceeded"}), "upstream_rate_limited"),
+    (429, anthropic_error("rate_limit_error", details={"error_code": "contract_spend_limit_reached"}),
+     "upstream_quota"),
     (500, anthropic_error("api_error"), "upstream_error"),
     (504, anthropic_error("timeout_error"), "upstream_timeout"),
     (529, anthropic_error("overloaded_error"), "upstream_overloaded"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -250,6 +256,13 @@ def test_anthropics_words_become_openais() -> None:
             "invalid_request_error",
             "context_length_exceeded",
         ),
+        (
+            400,
+            "invalid_request_error",
+            "input length and `max_tokens` exceed context limit: 9 + 9 > 8, decrease input length or `max_tokens`",
+            "invalid_request_error",
+            "context_length_exceeded",
+        ),
         (404, "not_found_error", "model: claude-x", "invalid_request_error", "model_not_found"),
         (413, "request_too_large", "too large", "invalid_request_error", "request_too_large"),
         (429, "rate_limit_error", "slow", "rate_limit_error", "rate_limit_exceeded"),
@@ -257,6 +270,23 @@ def test_anthropics_words_become_openais() -> None:
     for status, wire_type, message, expected_type, code in table:
         fault = made.fault(status, {}, anthropic_error(wire_type, message), NOW_S)
         assert (fault.message, fault.wire_type, fault.code, fault.verbatim) == (message, expected_type, code, False)
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "expected"),
+    [
+        (None, "This model's maximum context length is 8 tokens. However …", "context_length_exceeded"),
+        (400, "the request exceeds the available context size, try to increase it", "context_length_exceeded"),
+        (400, "something else", "400"),
+        ("invalid_value", "of the maximum context length", "invalid_value"),
+    ],
+)
+def test_a_prompt_too_long_for_a_compatible_provider_is_known_by_its_prose(
+    code: object, message: str, expected: str
+) -> None:
+    body = openai_error(message=message, code=code)
+    fault = provider("openai-compatible").fault(400, {}, body, NOW_S)
+    assert (fault.kind, fault.code, fault.body) == ("upstream_refused", expected, body)
 
 
 def test_keys_never_come_back() -> None:
@@ -284,8 +314,16 @@ def test_keys_never_come_back() -> None:
 
 
 def test_our_own_refused_key_is_not_the_clients_business() -> None:
-    fault = provider().fault(401, {}, openai_error(message="Incorrect API key provided"), NOW_S)
-    assert fault.message == "The provider refused the gateway's own credentials."
+    told = openai_error(message="Incorrect API key provided", code="invalid_api_key", param="key")
+    anthropic = anthropic_error("authentication_error", "invalid x-api-key")
+    in_a_stream = provider().stream(STREAMED, "m", created_s=1)
+    in_a_stream.feed(b"data: " + told + b"\n\n")
+    faults = (provider().fault(401, {}, told, NOW_S), provider("anthropic").fault(401, {}, anthropic, NOW_S))
+    for fault in (*faults, in_a_stream.fault):
+        assert fault is not None
+        error = final_error(fault)
+        assert error.message == "The provider refused the gateway's own credentials."
+        assert (error.status, error.code, error.param, error.body) == (502, "upstream_auth_error", None, None)
 
 
 def test_a_long_message_is_shortened() -> None:

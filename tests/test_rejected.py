@@ -165,7 +165,9 @@ def play_for(journal: Journal, number: int, target: Target) -> str:
     return exchange.id
 
 
-async def test_a_row_that_no_column_holds_is_set_aside_and_all_others_are_stored(tmp_path: Path) -> None:
+async def test_a_row_that_no_column_holds_is_set_aside_and_all_others_are_stored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     journal = open_journal(tmp_path)
     ids = [play_for(journal, number, BAD if number in (3, 17) else GOOD) for number in range(40)]
     journal.close()
@@ -181,6 +183,8 @@ async def test_a_row_that_no_column_holds_is_set_aside_and_all_others_are_stored
     )
     assert bad == sorted((table, ids[number]) for table in ("requests", "provider_attempts") for number in (3, 17))
     assert (shipper.tally.rejected, shipper.tally.rejected_lost, shipper.tally.errors) == (4, 0, 0)
+    (line,) = (vars(record) for record in caplog.records if "they are set aside" in record.message)
+    assert (line["request_id"], line["trace_id"]) == (ids[3], ids[3].replace("-", ""))
     assert shipper.tally.rows == 76
     assert not checkpoint.positions
     assert not list((tmp_path / "journal").iterdir())

@@ -23,7 +23,7 @@ from edgegw.http.reply import Reply
 from edgegw.http.request import Request
 from edgegw.http.upstream_connection import Connection
 from edgegw.http.watch import Watch
-from edgegw.leg import LegWaits, PlainLeg
+from edgegw.leg import ERROR_BODY_BYTES_MAX, LegWaits, PlainLeg
 from edgegw.relay import GATE_WAIT_S, StreamLeg
 
 CRLF = "\r\n"
@@ -120,6 +120,9 @@ class FakeClient:
     def abandon(self) -> None:
         pass
 
+    def break_off(self, reply: Reply) -> None:
+        raise AssertionError("nothing fails here")
+
 
 class Rig:
     """One attempt under way."""
@@ -184,6 +187,12 @@ class Rig:
             assert raw[int(size, 16) :].startswith(b"\r\n")
             raw = raw[int(size, 16) + 2 :]
         return out
+
+    @property
+    def whole(self) -> bytes:
+        """That, and the end that is sent when the books are closed."""
+        assert isinstance(self.leg, StreamLeg)
+        return self.body + self.leg.last
 
 
 def head(**fields: str) -> bytes:
@@ -291,6 +300,23 @@ def test_a_stream_that_ends_too_early_never_looks_complete(after: int, how: str)
         assert rig.reply.started is (after > 1)
 
 
+@pytest.mark.parametrize("data", [b'{"message":"bad"}', b'{"error":{"message":"bad"}}', b"bad", b'"bad"'])
+@pytest.mark.parametrize("field", [b"event: error", b"event:error"])
+def test_an_event_that_is_called_an_error_is_one(data: bytes, field: bytes) -> None:
+    with Rig() as rig:
+        rig.feed(head(), chunked(ROLE, WORDS[0]), chunked(field + b"\ndata: " + data + b"\n\n"), chunked(DONE), LAST)
+        assert rig.body == ROLE + WORDS[0]
+        assert rig.leg.fault is not None
+        assert rig.leg.fault.message == "bad"
+
+
+def test_empty_data_are_a_heartbeat_and_do_not_reach_the_client() -> None:
+    with Rig() as rig:
+        rig.feed(head(), *map(chunked, (b"data:\n\n", ROLE, WORDS[0], b"data: \n\n", b"data\n\n", FINISH, DONE)), LAST)
+        assert rig.leg.fault is None
+        assert rig.whole == ROLE + WORDS[0] + FINISH + DONE
+
+
 def test_what_follows_the_terminator_is_dropped() -> None:
     with Rig() as rig:
         rig.feed(head(), *(chunked(part) for part in [*STREAM, event(content="evil")]), LAST)
@@ -335,6 +361,48 @@ def test_the_gate_opens_after_a_while_without_content() -> None:
         assert rig.body == ROLE
 
 
+def test_a_defect_of_ours_at_the_gate_ends_the_leg_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def defect(_: StreamLeg) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(StreamLeg, "_commit", defect)
+    with Rig() as rig:
+        rig.feed(head(), chunked(ROLE))
+        rig.pass_time(GATE_WAIT_S + 0.1)
+        assert rig.leg.over
+        assert rig.leg.fault is not None
+        assert rig.leg.fault.kind == "internal"
+        assert type(rig.leg.fault.__cause__) is ZeroDivisionError
+        assert rig.upstream.aborted
+
+
+def test_a_wait_that_raises_is_told_once_and_harms_no_other() -> None:
+    class Waiter:
+        def __init__(self, failing: bool) -> None:
+            self.expires_s = 0.0
+            self.failing = failing
+            self.expired = 0
+
+        def expire(self, now_s: float) -> None:
+            self.expired += 1
+            if self.failing:
+                raise ZeroDivisionError
+
+    complaints: list[BaseException] = []
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context["exception"]))
+    watch = Watch(loop, ManualClock().now)
+    waiters = [Waiter(failing) for failing in (True, False, False)]
+    for waiter in waiters:
+        watch.add(waiter)
+    for _ in range(2):
+        watch._tick()
+    watch.stop()
+    loop.close()
+    assert [waiter.expired for waiter in waiters] == [1, 2, 2]
+    assert [type(error) for error in complaints] == [ZeroDivisionError]
+
+
 def test_a_slow_client_is_not_held_against_the_provider() -> None:
     with Rig() as rig:
         rig.feed(head(), chunked(ROLE), chunked(WORDS[0]))
@@ -373,9 +441,36 @@ def test_a_compressed_stream_is_decompressed_as_it_comes() -> None:
     pieces = cut(packed, [dice.randrange(len(packed)) for _ in range(20)])
     with Rig() as rig:
         rig.feed(head(content_encoding="gzip"), *(chunked(piece) for piece in pieces), LAST)
-        leg = rig.leg
-        assert isinstance(leg, StreamLeg)
-        assert rig.body + leg.last == b"".join(STREAM)
+        assert rig.whole == b"".join(STREAM)
+
+
+def test_several_members_in_one_read_are_one_stream() -> None:
+    packed = b"".join(map(gzip.compress, STREAM))
+    with Rig() as rig:
+        rig.feed(head(content_encoding="gzip") + chunked(packed) + LAST)
+        assert rig.whole == b"".join(STREAM)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_bomb_is_not_unpacked(stream: bool) -> None:
+    with Rig(stream=stream) as rig:
+        rig.feed(head(content_encoding="gzip") + chunked(gzip.compress(bytes(100_000_000), 1)) + LAST)
+        assert rig.leg.fault is not None
+        assert "too large" in rig.leg.fault.message
+        assert rig.upstream.aborted
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("size", [ERROR_BODY_BYTES_MAX - 1, ERROR_BODY_BYTES_MAX + 1, 1_000_000])
+def test_of_an_error_without_end_the_beginning_is_enough(stream: bool, size: int) -> None:
+    text = b'{"error":' + b"x" * size
+    with Rig(stream=stream) as rig:
+        rig.feed(head().replace(b"200 OK", b"400 No"), chunked(text[:100]), chunked(text[100:]))
+        if not rig.leg.over:  # it may go on for ever, but not for longer than an answer may be silent
+            rig.pass_time(WAITS.idle_s + 1)
+        assert (rig.leg.status, rig.leg.fault, rig.leg.over) == (400, None, True)
+        assert rig.leg.body == text[:ERROR_BODY_BYTES_MAX]
+        assert rig.upstream.aborted
 
 
 def test_http_1_0_clients_get_no_chunks() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 from edgegw.endpoints import gate
 from edgegw.http.client_connection import Waits
+from edgegw.http.knocks import ignore_knocks
 from edgegw.http.outbox import Outbox
 from edgegw.http.reply import JSON, Reply
 from edgegw.http.request import Request, RequestLimits
@@ -31,9 +34,10 @@ async def echo(request: Request, reply: Reply) -> None:
 
 
 class Running:
-    def __init__(self, server: Server, address: tuple[str, int]) -> None:
+    def __init__(self, server: Server, door: socket.socket) -> None:
         self.server = server
-        self.address = address
+        self.door = door
+        self.address = door.getsockname()[:2]
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(*self.address)
@@ -47,17 +51,17 @@ Start = Callable[..., Coroutine[Any, Any, Running]]
 async def start() -> AsyncIterator[Start]:
     running: list[tuple[Server, Watch]] = []
 
-    async def run(handler: Handler, waits: Waits = PATIENT, **limits: int) -> Running:
+    async def run(handler: Handler, waits: Waits = PATIENT, host: str = "127.0.0.1", **limits: int) -> Running:
         loop = asyncio.get_running_loop()
         watch = Watch(loop, time.monotonic)
         watch.start()
         server = Server(
             loop, watch, handler, gate, limits=RequestLimits(**limits), waits=waits, outbox=Outbox(loop.call_soon)
         )
-        sock = socket.create_server(("127.0.0.1", 0))
+        sock = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
         await server.listen(sock)
         running.append((server, watch))
-        return Running(server, sock.getsockname())
+        return Running(server, sock)
 
     yield run
     for server, watch in running:
@@ -93,6 +97,49 @@ async def test_pipelined_requests_are_answered_in_order_and_one_at_a_time(start:
     paths = [(await reply_of(reader))[1] for _ in range(4)]
     assert paths == [b"/v1/chat/completions", b"/v1/models"] * 2
     assert in_work == [1, 1, 1, 1]
+    writer.close()
+
+
+async def test_a_thousand_requests_in_one_write_do_not_hold_up_others(start: Start) -> None:
+    """They are answered, all and in order; whoever else asks gets an answer between them."""
+    asked: list[bytes] = []
+
+    async def count(request: Request, reply: Reply) -> None:
+        asked.append(request.query)
+        await echo(request, reply)
+
+    running = await start(count)
+    reader, writer = await running.connect()
+    other_reader, other_writer = await running.connect()
+    writer.write(b"".join(GET.replace(b"models", b"models?%d" % number) for number in range(1000)))
+    writer.write_eof()
+    other_writer.write(GET.replace(b"models", b"models?other"))
+    assert (await reply_of(other_reader))[0] == 200
+    assert asked.index(b"other") < 500
+    assert [(await reply_of(reader))[0] for _ in range(1000)] == [200] * 1000
+    assert await reader.read() == b""
+    asked.remove(b"other")
+    assert asked == [b"%d" % number for number in range(1000)]
+    writer.close()
+    other_writer.close()
+
+
+async def test_who_does_not_take_the_answers_is_asked_for_no_more_requests(start: Start) -> None:
+    answered = 0
+
+    async def large(request: Request, reply: Reply) -> None:
+        nonlocal answered
+        answered += 1
+        reply.send(200, JSON, b"x" * 100_000)
+
+    running = await start(large)
+    reader, writer = await running.connect()
+    writer.write(GET * 2000)
+    await until(lambda: answered > 0 and any(connection.write_paused for connection in running.server.connections))
+    before = answered
+    await asyncio.sleep(0.05)
+    assert answered == before < 500
+    assert [(await reply_of(reader))[0] for _ in range(2000)] == [200] * 2000
     writer.close()
 
 
@@ -259,6 +306,34 @@ async def test_draining_finishes_what_is_in_work_and_closes_what_is_idle(start: 
     idle_writer.close()
 
 
+async def test_draining_waits_for_who_still_asks_and_who_reads_slowly(start: Start) -> None:
+    """Nothing is in work for either: the one has sent a part of its request, the other has not taken its answer yet."""
+    answer = b"a" * 8_000_000  # more than the kernel's buffers hold
+
+    async def give(request: Request, reply: Reply) -> None:
+        reply.send(200, JSON, answer)
+
+    running = await start(give)
+    server = running.server
+    asking_reader, asking = await running.connect()
+    asking.write(POST[:-1])
+    slow_reader, slow = await running.connect()
+    slow.write(POST)
+    await slow_reader.readuntil(b"\r\n\r\n")
+    assert server.in_work == 0
+    server.drain()
+    await server.wait_gone(0.2)
+    assert len(server.connections) == 2
+    gone = asyncio.ensure_future(server.wait_gone(10))
+    asking.write(POST[-1:])
+    assert (await asking_reader.read()).endswith(answer)
+    assert await slow_reader.read() == answer
+    for writer in (asking, slow):
+        writer.close()
+    await gone
+    assert not server.connections
+
+
 async def test_who_has_knocked_before_the_door_is_shut_is_answered(start: Start) -> None:
     running = await start(echo)
     callers = []
@@ -280,6 +355,75 @@ async def test_who_has_knocked_before_the_door_is_shut_is_answered(start: Start)
             answer = await asyncio.to_thread(stream.read)
         assert answer.startswith(b"HTTP/1.1 200")
         assert answer.endswith(b"/v1/chat/completions")
+
+
+@pytest.mark.parametrize("when", ["at once", "later", "after its reply"])
+async def test_a_handler_that_fails_leaves_no_client_waiting(start: Start, when: str) -> None:
+    complaints: list[BaseException] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["exception"]))
+
+    async def failing(request: Request, reply: Reply) -> None:
+        if request.method == b"GET":
+            await echo(request, reply)
+            return
+        if when == "later":
+            await asyncio.sleep(0.01)
+        if when == "after its reply":
+            await echo(request, reply)
+        raise ZeroDivisionError
+
+    running = await start(failing)
+    reader, writer = await running.connect()
+    writer.write(POST + GET)
+    if when == "after its reply":
+        assert [(await reply_of(reader))[0] for _ in range(2)] == [200, 200]
+    else:
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        await until(lambda: not running.server.connections)
+        assert running.server.in_work == 0
+    assert [type(error) for error in complaints] == [ZeroDivisionError]
+    writer.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a door cannot be told to let nobody in")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_who_knocks_when_the_door_is_being_shut_is_not_heard_and_who_was_let_in_is(
+    start: Start, host: str
+) -> None:
+    running = await start(echo, host=host)
+    server, door = running.server, running.door
+    ignore_knocks(door)
+    with socket.socket(door.family) as late:
+        late.setblocking(False)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(server.loop.sock_connect(late, running.address), 0.1)
+    # A handshake that ends after the door was told looks like this: the bound of the door is on the connection.
+    callers = [_let_in_with_the_bound_of_the_door(running), _let_in_with_the_bound_of_the_door(running)]
+    await until(lambda: len(server.connections) == 2)
+    shutting = asyncio.ensure_future(server.shut_the_door())
+    await asyncio.sleep(0)
+    callers.append(_let_in_with_the_bound_of_the_door(running))
+    await asyncio.sleep(QUEUE_S / 2)
+    for caller in callers:
+        caller.setblocking(False)
+        await server.loop.sock_sendall(caller, POST)
+        with caller:
+            assert (await asyncio.wait_for(server.loop.sock_recv(caller, 1000), 3)).startswith(b"HTTP/1.1 200 OK")
+    await shutting
+
+
+def _let_in_with_the_bound_of_the_door(running: Running) -> socket.socket:
+    caller = socket.socket(running.door.family)
+    level, option = (
+        (socket.IPPROTO_IP, socket.IP_TTL)
+        if caller.family == socket.AF_INET
+        else (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)
+    )
+    caller.setsockopt(level, option, 255)
+    caller.connect(running.address)
+    caller.setsockopt(level, option, 64)
+    return caller
 
 
 async def test_http_1_0_streams_end_with_the_connection(start: Start) -> None:

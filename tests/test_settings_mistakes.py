@@ -44,7 +44,7 @@ PROVIDER_MISTAKES = [
     ("headers: {a: }", "headers.a", "found nothing"),
     ("headers: {a: x, A: y}", "headers.A", "second time"),
     ("connections_max: 0", "connections_max", "whole number"),
-    ("timeouts: {idle: 0}", "timeouts.idle", "must be from 1ms"),
+    ("timeouts: {idle: 0}", "timeouts.idle", "a duration from 1ms"),
     ("timeouts: {idel: 0}", "timeouts.idel", "did you mean 'idle'"),
     ("storage: 1", "storage", "unknown setting"),
 ]

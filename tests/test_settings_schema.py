@@ -1,10 +1,9 @@
-"""The JSON Schema agrees with the loader, and the pages about settings with the tables."""
+"""The JSON Schema agrees with the loader, and tells of every setting."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,12 +13,9 @@ from settings_cases import BASE, EXAMPLE, FULL, MISTAKES, document, unmasked
 from tenant_cases import TENANTS
 
 from edgegw.settings import describe, load_text, schema
-from edgegw.settings.environment import PROVIDERS, VARIABLES
 from edgegw.settings.fields import ROOT
 from edgegw.settings.schema import default
-from edgegw.settings.specs import Field, Named, Section, inner
-
-HOUSE = Path(__file__).parent.parent
+from edgegw.settings.specs import Field, Section, inner
 
 
 def _says(rules: Any, value: Any, root: Any) -> bool:
@@ -139,25 +135,3 @@ def test_the_schema_tells_every_setting_with_its_default() -> None:
         value = default(section, field)
         assert value is None or f'"default":{msgspec.json.encode(value).decode()}' in text, path
     assert schema()["properties"]["server"]["anyOf"][0]["properties"]["drain_timeout"]["default"] == "60s"
-
-
-# What is written about it
-
-
-def test_the_page_tells_every_setting_with_its_default() -> None:
-    page = (HOUSE / "docs" / "settings.md").read_text()
-    for path, section, field in _rows():
-        if not isinstance(field.spec, Section | Named):
-            value = default(section, field)
-            shown = "" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
-            assert f"| `{field.key}` | {shown} | {field.doc} |" in page, path
-    for variable in VARIABLES:
-        assert f"| `{variable.name}` |" in page
-
-
-def test_the_example_of_the_environment_names_every_variable() -> None:
-    example = (HOUSE / ".env.example").read_text()
-    names = [variable.name for variable in VARIABLES]
-    names += [name for provider in PROVIDERS for name in (provider.key, provider.base_url)]
-    for name in (*names, "EDGEGW_CONFIG"):
-        assert re.search(rf"^(# )?{name}=", example, re.MULTILINE), name

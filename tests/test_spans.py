@@ -275,7 +275,7 @@ def test_the_sampled_and_the_others_leave_nothing_behind() -> None:
     ("name", "kind", "url", "place"),
     [
         ("openai", "openai", "https://api.openai.com/v1", Place("openai", "api.openai.com", 443)),
-        ("eu", "anthropic", "https://eu.example:8443", Place("anthropic", "eu.example", 8443)),
+        ("eu", "anthropic", "https://eu.example:8443", Place("anthropic", "eu.example", 8443, apart=True)),
         ("groq", "openai-compatible", "https://api.groq.com/openai/v1", Place("groq", "api.groq.com", 443)),
         ("mistral", "openai-compatible", "https://api.mistral.ai/v1", Place("mistral_ai", "api.mistral.ai", 443)),
         ("local", "openai-compatible", "http://[::1]/v1", Place("local", "::1", 80)),

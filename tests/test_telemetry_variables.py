@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgegw import __version__
-from edgegw.telemetry.variables import Otlp, TraceSettings, read
-from edgegw.trace import Sampler
+from edgegw.telemetry.variables import CONTENT, Otlp, TraceSettings, keeping, read, tells_content
+from edgegw.trace import Keeping, Sampler
 
 HOUSE = Path(__file__).parent.parent
 
@@ -42,6 +42,51 @@ def test_without_any_of_them_there_are_lines_on_stdout() -> None:
     }
     assert wanted.complaints == ()
     assert of(**dict.fromkeys(("OTEL_TRACES_EXPORTER", "OTEL_TRACES_SAMPLER", "OTEL_SERVICE_NAME"), "")) == wanted
+
+
+ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}
+
+
+@pytest.mark.parametrize(
+    ("value", "content", "complaint"),
+    [
+        ("", False, ""),
+        ("false", False, ""),
+        ("NO_CONTENT", False, ""),
+        ("true", True, ""),
+        ("True", True, ""),
+        ("SPAN_ONLY", True, ""),
+        ("span_only", True, ""),
+        ("SPAN_AND_EVENT", True, "events are not exported: content goes on spans alone"),
+        ("EVENT_ONLY", False, "events are not exported: nothing is told; SPAN_ONLY puts content on spans"),
+        ("yes", False, "expected one of no_content, span_only, event_only, span_and_event, true, false, found 'yes'"),
+    ],
+)
+def test_whether_spans_have_content(value: str, content: bool, complaint: str) -> None:
+    environ = {**ENDPOINT, CONTENT: value}
+    wanted = of(**environ)
+    assert wanted.content == tells_content(environ) == content
+    assert wanted.complaints == ((f"{CONTENT}: {complaint}",) if complaint else ())
+
+
+@pytest.mark.parametrize("others", [{}, {"OTEL_TRACES_EXPORTER": "console", **ENDPOINT}, {"OTEL_SDK_DISABLED": "true"}])
+def test_content_goes_to_a_collector_or_nowhere(others: dict[str, str]) -> None:
+    wanted = of(**others, **{CONTENT: "SPAN_ONLY"})
+    assert not wanted.content
+    assert not tells_content({**others, CONTENT: "SPAN_ONLY"})
+    assert wanted.complaints == (f"{CONTENT}: no spans go to a collector, so no content does",)
+
+
+def test_how_much_content_one_attribute_holds() -> None:
+    span, all_ = "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT"
+    assert [
+        of(**environ).content_bytes_max for environ in ({}, {all_: "4095"}, {span: "100", all_: "4095"}, {span: "-1"})
+    ] == [65_536, 4095, 100, 65_536]
+
+
+def test_workers_and_control_process_agree_on_which_requests_have_spans() -> None:
+    environ = {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.1", "EDGEGW_TRACE_SLOW": "3s"}
+    assert keeping(environ) == Keeping(of(**environ).sampler, 3_000_000)
 
 
 @pytest.mark.parametrize(

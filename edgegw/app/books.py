@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from edgegw.app.parts import SystemClock
 from edgegw.ledger.adoption import Adoption
 from edgegw.ledger.assembly import Price
-from edgegw.ledger.identity import identity
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.sqlite import SqliteStore
 from edgegw.ledger.sqlite_retention import SqliteRetention
@@ -22,13 +21,9 @@ if TYPE_CHECKING:
 
 
 def build_books(
-    settings: Settings, clock: SystemClock, state_dir: Path
+    settings: Settings, clock: SystemClock, journal: str
 ) -> tuple[SqliteStore | PostgresStore, list[Upkeep]]:
-    """Where the rows go, and what is to be done there now and then."""
-    try:
-        journal = identity(state_dir)
-    except OSError as error:
-        raise SystemExit(f"the state directory cannot be used: {error.strerror}") from None
+    """Where the rows go, and what is to be done there now and then. `journal`: whose rows they are."""
     retention_s = settings.storage.retention_s
     url = settings.postgres_url
     if url is None:

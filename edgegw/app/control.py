@@ -69,6 +69,10 @@ def build_control(
     clock = SystemClock()
     watch = Watch(loop, clock.now)
     state_dir = Path(settings.server.state_dir)
+    try:
+        journal = identity(state_dir)
+    except OSError as error:
+        raise SystemExit(f"the state directory cannot be used: {error.strerror}") from None
     rules = Rules(settings)
     in_memory = MemoryAuthority(rules.limit, clock)
     redis_url = settings.storage.redis_url
@@ -81,14 +85,14 @@ def build_control(
     syncer = None if sync == "none" else Syncer(state_dir, settings.storage.journal.sync_interval_s)
     journals = Journals(channel_server, state_dir, settings.storage.journal, syncer)
     pulse = Pulse(clock)
-    tracing = build_tracing(settings, clock, identity(state_dir), as_json=as_json)
+    tracing = build_tracing(settings, clock, journal, as_json=as_json)
     metrics = Metrics(
         routes=route_names(settings),
         targets=fixed_targets(settings),
         tenants=settings.tenants,
         called={name: place.convention for name, place in places(settings).items()},
     )
-    store, upkeeps = build_books(settings, clock, state_dir)
+    store, upkeeps = build_books(settings, clock, journal)
     prices = PriceList(settings.prices, settings.providers.values(), shipped_prices())
     upkeeper = Upkeeper(upkeeps, clock)
     traced: list[Observer] = [] if tracing is None else [tracing.spans.observe]
@@ -101,6 +105,7 @@ def build_control(
         retention_s=settings.capture.retention_s,
         bytes_max=settings.capture.bytes_max,
         adopt=settings.storage.journal.adopt or (),
+        tells=tracing is not None and tracing.contents is not None,
     )
     keys: KeyFeed | None = None
     if settings.auth == "keys":
@@ -108,7 +113,7 @@ def build_control(
     limit_figures = LimitFigures(shared or in_memory, channel_server.unspent, lambda: metrics.tenants)
     processes: dict[str, int | str] = {"control": "self", "supervisor": os.getppid()}
     in_force = sha256(describe(settings).encode()).hexdigest()[:SETTINGS_HASH_DIGITS]
-    metric_exporter = build_metric_exporter(metrics, clock, identity(state_dir))
+    metric_exporter = build_metric_exporter(metrics, clock, journal)
     metrics.add(
         {
             **figures.of_books(shipper, upkeeper),

@@ -6,23 +6,30 @@ import logging
 import os
 import random
 import secrets
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgegw import __version__
 from edgegw.app.parts import SystemClock
+from edgegw.content.choice import Choice
+from edgegw.content.courier import Courier
 from edgegw.http.proxies import Proxies
 from edgegw.settings import Settings
 from edgegw.telemetry import semconv, variables
 from edgegw.telemetry.console import DELAY_S, Console, Lines
 from edgegw.telemetry.export import Destination, Exporter
+from edgegw.telemetry.meeting import Meeting
 from edgegw.telemetry.metrics import Metrics
-from edgegw.telemetry.spans import Place, Spans, Wording
-from edgegw.telemetry.tracing import Tracing
+from edgegw.telemetry.spans import Place, Spans, Told, Wording
+from edgegw.telemetry.tracing import Contents, Tracing
 
 if TYPE_CHECKING:
     from edgegw.telemetry.metric_export import MetricExporter
 
 STDOUT = 1
+# Tenants whose content is not told, in one line of the log.
+REFUSING_NAMED = 10
 
 logger = logging.getLogger("edgegw")
 
@@ -49,17 +56,33 @@ def build_tracing(settings: Settings, clock: SystemClock, instance: str, *, as_j
             timeout_s=wanted.export_timeout_s,
         )
 
-    exporters = []
+    exporters: list[Exporter] = []
+    sinks: list[Callable[[Told], None]] = []
+    contents: Contents | None = None
     if "otlp" in wanted.exporters:
-        exporters.append(exporter(build_collector(wanted, Wording(places(settings)), clock), wanted.delay_s))
+        wording = Wording(places(settings), wanted.content_bytes_max)
+        exporters.append(exporter(build_collector(wanted, wording, clock), wanted.delay_s))
+        if wanted.content:
+            contents = build_contents(settings, clock, exporters[-1].offer)
+        sinks.append(exporters[-1].offer if contents is None else contents.meeting.offer)
     if "console" in wanted.exporters:
         lines = Lines()
         write = lines.json if as_json else lines.text
         exporters.append(exporter(Console(STDOUT, write), min(DELAY_S, wanted.delay_s)))
+        sinks.append(exporters[-1].offer)
     if not exporters:
         return None
-    slow_us = round(wanted.slow_s * 1e6)
-    return Tracing(Spans(wanted.sampler, slow_us, [exporter.offer for exporter in exporters]), exporters)
+    return Tracing(Spans(wanted.sampler, variables.slow_us(wanted.slow_s), sinks), exporters, contents)
+
+
+def build_contents(settings: Settings, clock: SystemClock, onward: Callable[[Told], None]) -> Contents:
+    choice = Choice(settings, tells=True)
+    refusing = choice.refusing
+    more = f" and {len(refusing) - REFUSING_NAMED} more" if len(refusing) > REFUSING_NAMED else ""
+    but = f", but not those of {', '.join(refusing[:REFUSING_NAMED])}{more}" if refusing else ""
+    logger.warning("prompts and answers go to the collector%s: %s says so", but, variables.CONTENT)
+    meeting = Meeting(onward, choice, clock)
+    return Contents(Courier(Path(settings.server.state_dir), meeting.bring, lambda: meeting.room, clock), meeting)
 
 
 def build_collector(wanted: variables.TraceSettings, wording: Wording, clock: SystemClock) -> Destination:

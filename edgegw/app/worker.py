@@ -17,8 +17,8 @@ from edgegw.breaker import BreakerPolicy
 from edgegw.channel import ChannelClient
 from edgegw.content.capture import Capture
 from edgegw.content.choice import Choice
-from edgegw.content.files import Tray
-from edgegw.content.porter import Porter
+from edgegw.content.files import TOLD_DIR, Tray
+from edgegw.content.porter import Porter, TrayPair
 from edgegw.gateway import Gateway
 from edgegw.http.dial import Dialer, Resolver, tls_context
 from edgegw.http.outbox import Outbox
@@ -119,13 +119,18 @@ def build_worker(settings: Settings, slot: int, loop: asyncio.AbstractEventLoop)
 
 
 def build_capture(settings: Settings, slot: int, clock: SystemClock) -> Capture | None:
-    """None: nobody's content is kept."""
-    choice = Choice(settings)
+    """None: nobody's content is kept, and none is told."""
+    choice = Choice(settings, tells=variables.tells_content(os.environ))
     if not choice.any:
         return None
     server, capture = settings.server, settings.capture
-    open_tray = partial(Tray, Path(server.state_dir), slot, capture.waiting_bytes_max // server.workers)
-    return Capture(choice, Porter(open_tray), clock, capture.body_bytes_max)
+    tray = partial(Tray, Path(server.state_dir), slot, capture.waiting_bytes_max // server.workers)
+
+    def open_trays() -> TrayPair:
+        return TrayPair(tray() if choice.keeps else None, tray(TOLD_DIR) if choice.tells else None)
+
+    keeping = variables.keeping(os.environ) if choice.tells else None
+    return Capture(choice, Porter(open_trays), clock, capture.body_bytes_max, keeping)
 
 
 def closed_gate(doorkeeper: Doorkeeper) -> Callable[[Request], None]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
-from edgegw.content.record import Content
-from edgegw.http.sse import Decoder, EventTooLongError
+import msgspec
 
-DONE = "[DONE]"
+from edgegw.content.record import Content
+from edgegw.http.sse import EventTooLongError, Splitter, data_of
+
+DONE = b"[DONE]"
+_decode = msgspec.json.Decoder().decode
 # Fields of a delta whose pieces make up one text.
 _TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
 
@@ -48,18 +52,22 @@ def put_together(stream: bytes) -> dict[str, Any]:
 
 def _chunks(stream: bytes) -> list[dict[str, Any]]:
     try:
-        events = Decoder().feed(stream)
+        events = Splitter().feed(stream)
     except EventTooLongError:
         return []
     found: list[dict[str, Any]] = []
     for event in events:
-        try:
-            chunk = json.loads(event.data) if event.data != DONE else None
-        except ValueError:
+        data = data_of(event)
+        if data is None or data == DONE:
             continue
-        if isinstance(chunk, dict):
+        try:
+            chunk = _decode(data)
+        except msgspec.DecodeError:  # it may hold half a surrogate pair, which is JSON
+            with suppress(ValueError):
+                found.append(json.loads(data))
+        else:
             found.append(chunk)
-    return found
+    return [chunk for chunk in found if isinstance(chunk, dict)]
 
 
 def _add(message: dict[str, Any], delta: dict[str, Any]) -> None:

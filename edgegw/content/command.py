@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from edgegw.content.answer import reply_text, request_text
-from edgegw.content.files import Trays, write_whole
+from edgegw.content.files import CONTENT_DIR, TOLD_DIR, Trays, write_whole
 from edgegw.content.place import content_store
 from edgegw.content.record import Content
 from edgegw.content.store import Chosen, ContentStore
@@ -46,18 +46,20 @@ def show(place: Place, request_id: str, *, raw: bool, as_json: bool) -> Iterator
 def delete(place: Place, state_dir: Path | None, chosen: Chosen) -> int:
     """Deletes the chosen content, also what waits in `state_dir`; how many requests it was of. Raises
     ContentCommandError."""
-    trays = None if state_dir is None else Trays(state_dir)
-    if trays is None or not trays.there:
-        return _with_store(place, lambda store: store.delete(chosen))
-    with _held(trays):
-        waiting = _delete_waiting(trays, chosen)
-        return waiting + _with_store(place, lambda store: store.delete(chosen))
+    all_ = [] if state_dir is None else [Trays(state_dir, name) for name in (CONTENT_DIR, TOLD_DIR)]
+    with ExitStack() as stack:
+        waiting: set[str] = set()
+        for trays in all_:
+            if trays.there:
+                stack.enter_context(_held(trays))
+                waiting |= _delete_waiting(trays, chosen)
+        return len(waiting) + _with_store(place, lambda store: store.delete(chosen))
 
 
-def _delete_waiting(trays: Trays, chosen: Chosen) -> int:
-    """Files hold what others left as well: that stays."""
+def _delete_waiting(trays: Trays, chosen: Chosen) -> set[str]:
+    """Whose it was. Files hold what others left as well: that stays."""
     decode = msgspec.msgpack.Decoder(list[Content]).decode
-    deleted = 0
+    deleted: set[str] = set()
     for path in trays.all():
         with suppress(FileNotFoundError, msgspec.DecodeError):
             found = decode(path.read_bytes())
@@ -66,7 +68,7 @@ def _delete_waiting(trays: Trays, chosen: Chosen) -> int:
                 path.unlink()
             elif len(left) < len(found):
                 write_whole(str(path), msgspec.msgpack.encode(left))
-            deleted += len(found) - len(left)
+            deleted |= {content.request_id for content in found if chosen.fits(content)}
     return deleted
 
 

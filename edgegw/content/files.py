@@ -1,6 +1,7 @@
-"""Content on its way: files of what a few exchanges left, from their worker to the control process that stores it.
+"""Content on its way: files of what a few exchanges left, from their worker to the control process.
 
-    <state_dir>/content/<slot>/<id of the first>.msgpack     0600, in directories that are 0700
+    <state_dir>/content/<slot>/<id of the first>.msgpack     0600, in directories that are 0700; to be stored
+    <state_dir>/content-told/<slot>/…                        the same; for spans, and gone within seconds
 
 A file is a msgpack array of Contents (record.py). It is written under another name and renamed: it is there whole, or
 not at all. Nothing is synced to the disk; what a machine's death leaves of a file is found unreadable and removed. A
@@ -18,7 +19,8 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
-CONTENT_DIR = "content"  # in the state directory
+CONTENT_DIR = "content"  # in the state directory: what is to be stored,
+TOLD_DIR = "content-told"  # … and what is for spans
 SUFFIX = ".msgpack"
 UNFINISHED = ".tmp"
 LOCK = "lock"
@@ -28,6 +30,8 @@ BLOCK_BYTES = 4096
 ASKED_AFTER_MAX = 64
 # A file that is unfinished for so long belongs to a worker that died while writing it, which takes microseconds.
 UNFINISHED_S = 60.0
+# A span does not wait that long for its content, by far; a gateway that was away for a moment has come back.
+TOO_LATE_S = 60.0
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -39,8 +43,8 @@ class Tray:
 
     __slots__ = ("_directory", "_waiting", "bytes_max", "dropped", "kept", "waiting_bytes")
 
-    def __init__(self, state_dir: Path, slot: int, bytes_max: int) -> None:
-        self._directory = str(state_dir / CONTENT_DIR / str(slot))
+    def __init__(self, state_dir: Path, slot: int, bytes_max: int, directory: str = CONTENT_DIR) -> None:
+        self._directory = str(state_dir / directory / str(slot))
         self.bytes_max = bytes_max
         self._waiting: deque[tuple[str, int]] = deque()  # in the order in which they were put down
         self.waiting_bytes = 0
@@ -95,14 +99,15 @@ class Tray:
 class Trays:
     """All that waits in a state directory. Of files that go away meanwhile nothing is said."""
 
-    def __init__(self, state_dir: Path) -> None:
-        self._root = state_dir / CONTENT_DIR
+    def __init__(self, state_dir: Path, directory: str = CONTENT_DIR) -> None:
+        self._root = state_dir / directory
 
     def others(self, patterns: Iterable[str]) -> list[Trays]:
         """Those of other state directories that the patterns name, and that have some."""
         found = {Path(name).resolve() for pattern in patterns for name in glob.glob(pattern)}
         found.discard(self._root.parent.resolve())
-        return [trays for trays in map(Trays, sorted(found)) if trays.there]
+        each = (Trays(state_dir, self._root.name) for state_dir in sorted(found))
+        return [trays for trays in each if trays.there]
 
     def waiting(self, files_max: int) -> list[Path]:
         """Some of the files that wait, oldest request first."""

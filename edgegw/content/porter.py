@@ -6,6 +6,7 @@ bounded, and beyond that it is dropped and counted.
 
 The system calls of the thread run without the interpreter's lock, but to get it back from a busy loop takes
 milliseconds each time: so all that has come meanwhile goes into one file. The busier the worker, the more is in it.
+What is to be stored and what is for spans goes into trays of their own, because others take it from there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 import msgspec
 
@@ -30,16 +32,30 @@ CLOSE_WAIT_S = 2.0
 LOOK_EVERY_S = 1.0
 LOOK_FILES_MAX = 1000
 
-Load = tuple[int, Callable[[], Content]]
+
+class Load(NamedTuple):
+    """What `make` returns is to be put down: to be kept, to be told, or both. `size`: about so many bytes."""
+
+    size: int
+    make: Callable[[], Content]
+    keep: bool = True
+    tell: bool = False
+
+
+class TrayPair(NamedTuple):
+    """One for each purpose; None where nothing is put down for it."""
+
+    kept: Tray | None
+    told: Tray | None = None
 
 
 class Porter:
-    """`take` and `close` are the loop's, everything else is the thread's. `open_tray` is called in the thread."""
+    """`take` and `close` are the loop's, everything else is the thread's. `open_trays` is called in the thread."""
 
-    def __init__(self, open_tray: Callable[[], Tray]) -> None:
-        self._open_tray = open_tray
+    def __init__(self, open_trays: Callable[[], TrayPair]) -> None:
+        self._open_trays = open_trays
         self._loads: SimpleQueue[Load | None] = SimpleQueue()
-        self._tray: Tray | None = None
+        self._trays: tuple[Tray, ...] = ()
         # Each of these is written by one side only.
         self._taken_bytes = 0
         self._done_bytes = 0
@@ -47,14 +63,15 @@ class Porter:
         self._thread = threading.Thread(target=self._run, name="content", daemon=True)
         self._thread.start()
 
-    def take(self, size: int, make: Callable[[], Content]) -> None:
-        """Puts down what `make` returns, soon; `size` is about how many bytes that is."""
+    def take(self, load: Load) -> None:
+        """Puts it down, soon."""
+        size = load.size
         pending_bytes = self._taken_bytes - self._done_bytes
         if pending_bytes and pending_bytes + size > PENDING_BYTES_MAX:
             self._left_behind += 1
             return
         self._taken_bytes += size
-        self._loads.put((size, make))
+        self._loads.put(load)
 
     def close(self) -> None:
         """Waits until everything is put down; not for ever."""
@@ -63,31 +80,35 @@ class Porter:
 
     def gauges(self) -> dict[str, float]:
         """For the worker's vitals."""
-        tray = self._tray
-        if tray is None:
-            return {"content_kept": 0, "content_dropped": self._left_behind, "content_waiting_bytes": 0}
+        trays = self._trays
         return {
-            "content_kept": tray.kept,
-            "content_dropped": tray.dropped + self._left_behind,
-            "content_waiting_bytes": tray.waiting_bytes,
+            "content_kept": sum(tray.kept for tray in trays),
+            "content_dropped": sum(tray.dropped for tray in trays) + self._left_behind,
+            "content_waiting_bytes": sum(tray.waiting_bytes for tray in trays),
         }
 
     def _run(self) -> None:
-        tray = self._tray = self._open_tray()
-        encode = msgspec.msgpack.Encoder().encode
-        file_bytes_max = min(FILE_BYTES_MAX, tray.bytes_max // 8)
+        kept, told = self._open_trays()
+        self._trays = tuple(tray for tray in (kept, told) if tray is not None)
+        file_bytes_max = min(FILE_BYTES_MAX, *(tray.bytes_max // 8 for tray in self._trays))
         going = True
         while going:
             try:
                 load = self._loads.get(timeout=LOOK_EVERY_S)
             except Empty:
-                tray.look(LOOK_FILES_MAX)
+                for tray in self._trays:
+                    tray.look(LOOK_FILES_MAX)
                 continue
-            contents: list[Content] = []
+            to_keep: list[Content] = []
+            to_tell: list[Content] = []
             size = 0
             while load is not None:
-                size += load[0]
-                contents.append(load[1]())
+                size += load.size
+                content = load.make()
+                if load.keep:
+                    to_keep.append(content)
+                if load.tell:
+                    to_tell.append(content)
                 if size >= file_bytes_max:
                     break
                 try:
@@ -95,6 +116,11 @@ class Porter:
                 except Empty:
                     break
             going = load is not None
-            if contents:
-                tray.put(contents[0].request_id, encode(contents), len(contents))
+            _put(told, to_tell)
+            _put(kept, to_keep)
             self._done_bytes += size
+
+
+def _put(tray: Tray | None, contents: list[Content]) -> None:
+    if tray is not None and contents:
+        tray.put(contents[0].request_id, msgspec.msgpack.encode(contents), len(contents))

@@ -20,7 +20,7 @@ import msgspec
 from msgspec.structs import replace
 
 from edgegw.clock import Clock
-from edgegw.content.files import Trays
+from edgegw.content.files import TOLD_DIR, TOO_LATE_S, Trays
 from edgegw.content.record import Content
 from edgegw.content.store import ContentStore
 from edgegw.content.wire import unchunked
@@ -39,6 +39,7 @@ ADOPT_EVERY_S = 60.0
 TRIM_SHARE = 16
 # Between two portions of what is deleted: whoever waits for the file comes first.
 TRIM_PAUSE_S = 0.02
+_TOO_LATE_NS = int(TOO_LATE_S * 1e9)
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ class ContentShipper:
     """A task from `start()` to `stop()`, which ends it when what is there is stored. Whatever happens, it goes on.
 
     `adopt`: patterns of state directories whose content is shipped as well, once a minute. Their gateways need not be
-    gone: who holds the files ships them, and what is shipped twice is stored once."""
+    gone: who holds the files ships them, and what is shipped twice is stored once. `tells`: files for spans are fetched
+    by somebody. Those that nobody fetches, or fetched in time, are removed."""
 
     def __init__(
         self,
@@ -72,9 +74,12 @@ class ContentShipper:
         retention_s: float,
         bytes_max: int,
         adopt: Sequence[str] = (),
+        tells: bool = False,
         poll_s: float = POLL_S,
     ) -> None:
         self._own = Trays(state_dir)
+        self._told = Trays(state_dir, TOLD_DIR)
+        self._told_max_ns = _TOO_LATE_NS if tells else 0
         self._adopt = tuple(adopt)
         self._others: list[Trays] = []
         self._look_at_s = clock.now()
@@ -222,6 +227,9 @@ class ContentShipper:
         return bool(removed)
 
     def _tidy(self, wall_ns: int, before_ns: int) -> int:
+        self._told.tidy(wall_ns, wall_ns - self._told_max_ns)
+        for told in self._told.others(self._adopt):  # of gateways that may well be there
+            told.tidy(wall_ns, wall_ns - _TOO_LATE_NS)
         return sum(trays.tidy(wall_ns, before_ns) for trays in (self._own, *self._own.others(self._adopt)))
 
     async def _pause(self, seconds: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from edgegw.http.reply import CONTINUE
 from edgegw.http.response import ResponseReader
+from edgegw.settings import CaptureMode
 
 # Kept beyond the bound for the head, which is taken off again: ours are far below.
 HEAD_ROOM_BYTES = 8 * 1024
@@ -18,16 +19,17 @@ _HEAD = b"HTTP/1.1 200 OK" + _IN_CHUNKS
 
 
 class ReplyCopy:
-    """Collects what a client is sent, up to a bound; what comes after it is only known to have come. `errors_only`:
-    it is kept only when the exchange does not end well."""
+    """Collects what a client is sent, up to a bound; what comes after it is only known to have come. `keep`, `tell`:
+    what it is for, `off`, `errors` or `all`."""
 
-    __slots__ = ("_left", "_pieces", "_room", "cut", "errors_only")
+    __slots__ = ("_left", "_pieces", "_room", "cut", "keep", "tell")
 
-    def __init__(self, bytes_max: int, errors_only: bool) -> None:
+    def __init__(self, bytes_max: int, keep: CaptureMode = "all", tell: CaptureMode = "off") -> None:
         self._left = self._room = bytes_max + HEAD_ROOM_BYTES
         self._pieces: list[bytes] = []
         self.cut = False
-        self.errors_only = errors_only
+        self.keep = keep
+        self.tell = tell
 
     def add(self, data: bytes) -> None:
         left = self._left - len(data)

@@ -100,6 +100,7 @@ def of_tracing(tracing: Tracing) -> Figures:
         names.TRACES_SENT: lambda: tracing.sent,
         names.TRACES_WAITING: lambda: tracing.waiting,
         names.TRACES_DROPPED: lambda: tracing.dropped,
+        names.TRACES_CONTENT: lambda: tracing.content,
     }
 
 

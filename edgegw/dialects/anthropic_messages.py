@@ -5,18 +5,21 @@ Unknown blocks and fields are passed over: Anthropic adds some every month (rese
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import suppress
+from typing import Annotated, Any
 
 import msgspec
 
 from edgegw.dialects.chat import Answer, Citation, Finish, SealedThinking, Thinking, ToolCall
+from edgegw.dialects.lenient import strict_json, tokens
 from edgegw.dialects.openai_chat_reply import Mask, error_words, garbage, kind_of_words, unmasked
 from edgegw.errors import UpstreamFault
-from edgegw.exchange import Usage
+from edgegw.exchange import TOKENS_MAX, Usage
 
 NAME = "anthropic_messages"
 
 _EMPTY = msgspec.Raw()
+_NULL = msgspec.Raw(b"null")
 _NO_ARGUMENTS = msgspec.Raw(b"{}")
 
 # Unknown reasons count as "stop": the answer is there, whatever made it end.
@@ -45,29 +48,45 @@ _ERRORS: dict[str, tuple[str, str | None, int]] = {
 # What Anthropic says only in prose: the beginning or a part of the message, and OpenAI's code for it.
 _CODES_IN_PROSE = (
     ("prompt is too long", "context_length_exceeded"),
+    ("exceed context limit", "context_length_exceeded"),
     ("credit balance is too low", "insufficient_quota"),
+    ("reached your specified API usage limits", "insufficient_quota"),
     ("model: ", "model_not_found"),
 )
+# And what it says in `details.error_code`, where the type says too little: a limit of money is not over in a minute.
+_CODES_IN_DETAILS = {
+    "contract_spend_limit_reached": "insufficient_quota",
+    "enforced_spend_limit_reached": "insufficient_quota",
+    "linked_organization_billing_unavailable": "insufficient_quota",
+    "linked_organization_spend_limit_reached": "insufficient_quota",
+}
+
+
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
+
+
+class OutputDetails(msgspec.Struct):
+    thinking_tokens: _Tokens | None = None
 
 
 class UsageCount(msgspec.Struct):
     """Every field may be missing, or null, in any event; what is there replaces what an earlier event said."""
 
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    output_tokens_details: dict[str, Any] | None = None
+    input_tokens: _Tokens | None = None
+    output_tokens: _Tokens | None = None
+    cache_creation_input_tokens: _Tokens | None = None
+    cache_read_input_tokens: _Tokens | None = None
+    output_tokens_details: OutputDetails | None = None
 
 
-class StopDetails(msgspec.Struct):
+class _StopDetails(msgspec.Struct):
     explanation: str | None = None
 
 
 class Block(msgspec.Struct):
     type: str = ""
-    id: str = ""
-    name: str = ""
+    id: str | None = None
+    name: str | None = None
     text: str | None = None
     thinking: str | None = None
     signature: str | None = None
@@ -78,16 +97,18 @@ class Block(msgspec.Struct):
 
 class Message(msgspec.Struct):
     type: str = ""
-    id: str = ""
-    model: str = ""
+    id: str | None = None
+    model: str | None = None
     content: list[Block] = []
     stop_reason: str | None = None
-    stop_details: StopDetails | None = None
-    usage: UsageCount | None = None
+    stop_details: msgspec.Raw = _EMPTY
+    usage: msgspec.Raw = _EMPTY
     error: msgspec.Raw = _EMPTY
 
 
 _MESSAGE = msgspec.json.Decoder(Message)
+_USAGE = msgspec.json.Decoder(UsageCount | None)
+_STOP_DETAILS = msgspec.json.Decoder(_StopDetails | None)
 _ANYTHING = msgspec.json.Decoder()
 
 
@@ -96,10 +117,7 @@ def read_message(body: bytes, unwrap: str | None, mask: Mask = unmasked) -> Answ
 
     Raises UpstreamFault: upstream_garbage when it is no message, or what the error in it says.
     """
-    try:
-        message = _MESSAGE.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise garbage("The provider's answer is not a message.") from None
+    message = _decoded(body)
     if message.error != _EMPTY:
         raise error_fault(mask(bytes(message.error)))
     if message.type != "message":
@@ -118,27 +136,65 @@ def read_message(body: bytes, unwrap: str | None, mask: Mask = unmasked) -> Answ
                     citation.start, citation.end = start, start + len(texts[-1])
                     citations.append(citation)
         elif block.type == "tool_use":
-            arguments = _NO_ARGUMENTS if block.input == _EMPTY else block.input
+            arguments = _NO_ARGUMENTS if block.input in (_EMPTY, _NULL) else block.input
             if block.name == unwrap:
                 texts.append(bytes(arguments).decode("utf-8", "replace"))
             else:
-                calls.append(ToolCall(block.id, block.name, arguments))
+                calls.append(ToolCall(block.id or "", block.name or "", arguments))
         elif block.type == "thinking":
             thinking.append(Thinking(block.thinking or "", block.signature or ""))
         elif block.type == "redacted_thinking":
             thinking.append(SealedThinking(_ANYTHING.decode(block.data) if block.data != _EMPTY else ""))
-    details = message.stop_details
     return Answer(
-        id=message.id,
-        model=message.model,
+        id=message.id or "",
+        model=message.model or "",
         text="".join(texts) if texts or not calls else None,
         tool_calls=calls,
         thinking=thinking,
         citations=citations,
-        refusal=details.explanation if details and message.stop_reason == "refusal" else None,
+        refusal=explanation_of(message.stop_details) if message.stop_reason == "refusal" else None,
         finish=finish_of(message.stop_reason, bool(calls)),
-        usage=usage_of(message.usage or UsageCount()),
+        usage=usage_of(read_usage(message.usage)),
     )
+
+
+def _decoded(body: bytes) -> Message:
+    try:
+        return _MESSAGE.decode(body)
+    except msgspec.ValidationError:
+        pass
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        with suppress(msgspec.DecodeError, RecursionError):
+            return _MESSAGE.decode(strict_json(body) or b"")
+    raise garbage("The provider's answer is not a message.")
+
+
+def read_usage(value: msgspec.Raw) -> UsageCount:
+    """The counts of a `usage`, those that are there and are counts."""
+    if value == _EMPTY:
+        return UsageCount()
+    try:
+        return _USAGE.decode(value) or UsageCount()
+    except msgspec.ValidationError:
+        told = _ANYTHING.decode(value)
+    counts = told if isinstance(told, dict) else {}
+    details = counts.get("output_tokens_details")
+    return UsageCount(
+        tokens(counts.get("input_tokens")),
+        tokens(counts.get("output_tokens")),
+        tokens(counts.get("cache_creation_input_tokens")),
+        tokens(counts.get("cache_read_input_tokens")),
+        OutputDetails(tokens(details.get("thinking_tokens"))) if isinstance(details, dict) else None,
+    )
+
+
+def explanation_of(stop_details: msgspec.Raw) -> str | None:
+    """Why the model refuses, if it says so."""
+    try:
+        details = None if stop_details == _EMPTY else _STOP_DETAILS.decode(stop_details)
+    except msgspec.ValidationError:
+        return None
+    return None if details is None else details.explanation
 
 
 def finish_of(stop_reason: str | None, called_tools: bool) -> Finish:
@@ -151,13 +207,13 @@ def usage_of(count: UsageCount) -> Usage:
     """In OpenAI's sense: Anthropic's input leaves out what was read from or written to the cache, ours does not.
     `estimated` when one side was not told, which then is 0."""
     read, written = count.cache_read_input_tokens or 0, count.cache_creation_input_tokens or 0
-    thinking = (count.output_tokens_details or {}).get("thinking_tokens")
+    details = count.output_tokens_details
     return Usage(
         input=(count.input_tokens or 0) + read + written,
         output=count.output_tokens or 0,
         cached=read,
         cache_write=written,
-        reasoning=thinking if isinstance(thinking, int) else 0,
+        reasoning=(details.thinking_tokens or 0) if details is not None else 0,
         estimated=count.input_tokens is None or count.output_tokens is None,
     )
 
@@ -177,6 +233,9 @@ def words_of(error: object) -> dict[str, str]:
         if message.startswith(prose) or (prose in message and told != "model_not_found"):
             code = told
             break
+    details = error.get("details") if isinstance(error, dict) else None
+    if isinstance(details, dict):
+        code = _CODES_IN_DETAILS.get(str(details.get("error_code")), code)
     found = {"message": message, "type": type_, "code": code or ""}
     return {name: value for name, value in found.items() if value}
 

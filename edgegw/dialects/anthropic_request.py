@@ -12,12 +12,13 @@ from typing import Any
 
 import msgspec
 
-from edgegw.dialects.anthropic_schema import supported
+from edgegw.dialects.anthropic_schema import has_maps, supported
 from edgegw.dialects.anthropic_turns import JSON, cache_control, write_turns
 from edgegw.dialects.chat import Request, SealedThinking, Thinking, Tool, ToolCall, Turn
 
-# The tool that stands in for structured outputs where the model has none: its arguments are the answer.
-JSON_TOOL = "json_output"
+# The tool that stands in for structured outputs where there are none: its arguments are the answer. No client's tool is
+# called like this.
+JSON_TOOL = "edgegw_json_output"
 
 # Anthropic takes four cache breakpoints; the last ones save most.
 CACHE_MARKS_MAX = 4
@@ -47,10 +48,6 @@ class Capabilities(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     structured_outputs: bool = False
 
 
-class _Closed(msgspec.Struct):
-    additionalProperties: Any = None  # noqa: N815 (JSON Schema's own word)
-
-
 @dataclass(slots=True)
 class Written:
     """`body` is the request. `unwrap`: the name of the tool whose arguments are to be read as text, None without."""
@@ -60,9 +57,12 @@ class Written:
     unwrap: str | None
 
 
-def unwraps(request_json_schema: bool, capabilities: Capabilities) -> str | None:
-    """The name of the stand-in tool, when a request that wants JSON of a schema has to do with one."""
-    return JSON_TOOL if request_json_schema and not capabilities.structured_outputs else None
+def unwraps(schema: msgspec.Raw | None, capabilities: Capabilities) -> str | None:
+    """The name of the stand-in tool, when an answer in JSON of `schema` has to do with one: the model has no structured
+    outputs, or they cannot say it."""
+    if schema is None or (capabilities.structured_outputs and not has_maps(schema)):
+        return None
+    return JSON_TOOL
 
 
 def write(request: Request, model: str, capabilities: Capabilities) -> Written:
@@ -91,14 +91,15 @@ def _write_json_answer(request: Request, capabilities: Capabilities, body: JSON,
     if wish.schema is None:
         system.append({"type": "text", "text": _JSON_NUDGE})
         return None
-    unwrap = unwraps(True, capabilities)
+    unwrap = unwraps(wish.schema, capabilities)
     if unwrap is None:
-        body["output_config"] = {"format": {"type": "json_schema", "schema": supported(wish.schema)}}
+        schema = supported(wish.schema, "response_format.json_schema.schema")
+        body["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
     return unwrap
 
 
 def _write_tools(request: Request, unwrap: str | None, strict: bool, body: JSON) -> None:
-    tools = [_tool(tool, strict) for tool in request.tools]
+    tools = [_tool(tool, strict, f"tools[{index}].function.parameters") for index, tool in enumerate(request.tools)]
     choice: JSON = {}
     if request.tool_choice is not None and tools:
         choice["type"] = _CHOICES[request.tool_choice.mode]
@@ -112,6 +113,9 @@ def _write_tools(request: Request, unwrap: str | None, strict: bool, body: JSON)
             choice = {"type": "any"} if request.tools else {"type": "tool", "name": unwrap}
         elif choice["type"] == "none":
             choice = {"type": "tool", "name": unwrap}
+    if not tools:  # the API wants to know the tools of a history; nobody asks for further calls
+        tools = [{"name": name, "input_schema": _NO_PARAMETERS} for name in _called(request.turns)]
+        choice = {"type": "none"}
     if not tools:
         return
     if not request.parallel_tool_calls and choice.get("type") != "none":
@@ -121,15 +125,20 @@ def _write_tools(request: Request, unwrap: str | None, strict: bool, body: JSON)
         body["tool_choice"] = choice
 
 
-def _tool(tool: Tool, strict: bool) -> JSON:
+def _called(turns: list[Turn]) -> list[str]:
+    """The names of the tools that were called, each once."""
+    calls = (block for turn in turns for block in turn.blocks if isinstance(block, ToolCall))
+    return list(dict.fromkeys(call.name for call in calls))
+
+
+def _tool(tool: Tool, strict: bool, path: str) -> JSON:
     """`strict`: the model can be held to a schema; to one, that is, that leaves nothing open."""
     written: JSON = {"name": tool.name, "input_schema": _with_type(tool.schema)}
     if tool.description:
         written["description"] = tool.description
-    if strict and tool.strict and tool.schema is not None:
-        closed = msgspec.json.decode(tool.schema, type=_Closed).additionalProperties is False
-        if closed:
-            written["strict"] = True
+    if strict and tool.strict and tool.schema is not None and not has_maps(tool.schema):
+        written["input_schema"] = {"type": "object", **supported(tool.schema, path)}
+        written["strict"] = True
     if tool.cache:
         written["cache_control"] = cache_control(tool.cache)
     return written

@@ -1,14 +1,19 @@
-"""JSON schemas as Anthropic's structured outputs take them (platform documentation, "Structured outputs").
+"""JSON schemas as Anthropic's structured outputs and strict tools take them (platform documentation, "Structured
+outputs").
 
 Keywords outside the supported part are refused by the API. What they say is moved into the description, where the
-model still reads it; the client's own validation stays as strict as it was.
+model still reads it; the client's own validation stays as strict as it was. Every object must be closed, which a map
+(an object whose names are not known) cannot be: it would always be empty. `has_maps` tells.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+
+from edgegw.dialects.complaints import wrong_value
 
 _KEPT = frozenset(
     {
@@ -33,13 +38,56 @@ _KEPT = frozenset(
 _FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"})
 _OF_SCHEMAS = ("$defs", "definitions", "properties")
 _LISTS_OF_SCHEMAS = ("allOf", "anyOf")
+_LISTS_WITH_SCHEMAS = (*_LISTS_OF_SCHEMAS, "oneOf")
 _ITEMS_SUPPORTED_MIN = (0, 1)
 
 
-def supported(schema: msgspec.Raw) -> dict[str, Any]:
-    """The schema within the supported part. `schema` is a JSON object."""
+def supported(schema: msgspec.Raw, path: str) -> dict[str, Any]:
+    """The schema, a JSON object, within the supported part. Raises GatewayError invalid_value, with its `path` in the
+    client's request, when it is too deep."""
     found: dict[str, Any] = msgspec.json.decode(schema, type=dict[str, Any])
-    return _object(found)
+    try:
+        return _object(found)
+    except RecursionError:
+        raise wrong_value(path, "is nested too deeply") from None
+
+
+def has_maps(schema: msgspec.Raw) -> bool:
+    """Whether an object in it is there for names that it does not list."""
+    try:
+        return any(map(_is_map, _objects(msgspec.json.decode(schema))))
+    except RecursionError:
+        return False  # too deep for anything; `supported` says so
+
+
+def _is_map(schema: dict[str, Any]) -> bool:
+    others = schema.get("additionalProperties")
+    if not _is_object(schema):
+        return False
+    closed = others is False or (others is None and bool(schema.get("properties")))
+    return "patternProperties" in schema or not closed
+
+
+def _is_object(schema: dict[str, Any]) -> bool:
+    """Whether objects are among what it describes."""
+    kind = schema.get("type")
+    return kind == "object" or "properties" in schema or (isinstance(kind, list) and "object" in kind)
+
+
+def _objects(schema: object) -> Iterator[dict[str, Any]]:
+    """The schemas in a schema, itself first."""
+    if not isinstance(schema, dict):
+        return
+    yield schema
+    for name, value in schema.items():
+        if name in _OF_SCHEMAS and isinstance(value, dict):
+            inner: list[object] = list(value.values())
+        elif name in _LISTS_WITH_SCHEMAS and isinstance(value, list):
+            inner = value
+        else:
+            inner = [value] if name == "items" else []
+        for entry in inner:
+            yield from _objects(entry)
 
 
 def _object(schema: dict[str, Any]) -> dict[str, Any]:
@@ -48,7 +96,7 @@ def _object(schema: dict[str, Any]) -> dict[str, Any]:
         del schema["oneOf"]
     kept = {name: _value(name, value) for name, value in schema.items() if _keeps(name, value)}
     moved = {name: value for name, value in schema.items() if name not in kept and not name.startswith("$")}
-    if schema.get("type") == "object" or "properties" in schema:
+    if _is_object(schema):
         kept["additionalProperties"] = False
         moved.pop("additionalProperties", None)
     if moved:

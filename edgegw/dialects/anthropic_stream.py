@@ -7,16 +7,17 @@ client's event as they came. Usage counts are cumulative: what a later event say
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import msgspec
 
+from edgegw.dialects.anthropic_events import EVENT, Block, Delta, Event, read_again
 from edgegw.dialects.anthropic_messages import (
-    StopDetails,
     UsageCount,
     error_fault,
+    explanation_of,
     finish_of,
     read_citation,
+    read_usage,
     usage_of,
 )
 from edgegw.dialects.chat import BlockKind, StreamWriter
@@ -26,50 +27,11 @@ from edgegw.exchange import Usage
 from edgegw.http.sse import EventTooLongError, Splitter, data_of
 
 _EMPTY = msgspec.Raw()
-_NO_ERROR = (_EMPTY, msgspec.Raw(b"null"))
-_NO_ARGUMENTS = msgspec.Raw(b'"{}"')
+_NULL = msgspec.Raw(b"null")
 _EMPTY_STRING_BYTES = len(b'""')
+_NULL_BYTES = len(b"null")
+_NO_ERROR = _NO_INPUT = _NO_USAGE = (_EMPTY, _NULL)
 
-
-class _Delta(msgspec.Struct):
-    type: str = ""
-    text: msgspec.Raw = _EMPTY
-    partial_json: msgspec.Raw = _EMPTY
-    thinking: msgspec.Raw = _EMPTY
-    signature: msgspec.Raw = _EMPTY
-    citation: dict[str, Any] | None = None
-    stop_reason: str | None = None
-    stop_details: StopDetails | None = None
-
-
-class _Block(msgspec.Struct):
-    type: str = ""
-    id: str = ""
-    name: str = ""
-    text: msgspec.Raw = _EMPTY
-    thinking: msgspec.Raw = _EMPTY
-    signature: msgspec.Raw = _EMPTY
-    data: msgspec.Raw = _EMPTY
-    input: msgspec.Raw = _EMPTY
-
-
-class _Message(msgspec.Struct):
-    id: str = ""
-    model: str = ""
-    usage: UsageCount | None = None
-
-
-class _Event(msgspec.Struct):
-    type: str = ""
-    delta: _Delta | None = None
-    content_block: _Block | None = None
-    message: _Message | None = None
-    usage: UsageCount | None = None
-    error: msgspec.Raw = _EMPTY
-
-
-_EVENT = msgspec.json.Decoder(_Event)
-_ANYTHING = msgspec.json.Decoder()
 
 _KINDS: dict[str, BlockKind] = {
     "text": "text",
@@ -88,6 +50,7 @@ class AnthropicStream:
         "_count",
         "_finished",
         "_mask",
+        "_pinged",
         "_refusal",
         "_splitter",
         "_started",
@@ -123,10 +86,11 @@ class AnthropicStream:
         self._mask = mask
         self._splitter = Splitter()
         self._count = UsageCount()
-        self._block: _Block | None = None  # the open block
+        self._block: Block | None = None  # the open block
         self._wrote_arguments = False  # of the open tool call
         self._called_tools = False
         self._started = False
+        self._pinged = False
         self._stop_reason: str | None = None
         self._refusal: str | None = None
 
@@ -191,9 +155,13 @@ class AnthropicStream:
         if not data.isascii():
             data = _in_utf8(data)
         try:
-            event = _EVENT.decode(data)
+            event = EVENT.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return self._translate_loosely(data)
+            try:
+                event = read_again(data, self._mask)
+            except UpstreamFault as fault:
+                self.fault = fault
+                return b""
         kind = event.type
         if kind == "content_block_delta" and event.delta is not None:
             self.events += 1
@@ -206,19 +174,7 @@ class AnthropicStream:
         self.events += kind in _TOLD
         return act(self, event)
 
-    def _translate_loosely(self, data: bytes) -> bytes:
-        """An event of other types than we know is passed over; what is no JSON object ends the stream."""
-        try:
-            found = _ANYTHING.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
-            self.fault = UpstreamFault("upstream_garbage", "The provider sent an event that is not JSON.", status=200)
-        elif found.get("error"):
-            self.fault = error_fault(self._mask(msgspec.json.encode(found["error"])))
-        return b""
-
-    def _delta(self, delta: _Delta) -> bytes:
+    def _delta(self, delta: Delta) -> bytes:
         kind = delta.type
         if kind == "text_delta":
             return self._piece(self._writer.text, delta.text)
@@ -234,19 +190,19 @@ class AnthropicStream:
         return b""
 
     def _piece(self, write: Callable[[msgspec.Raw], bytes], token: msgspec.Raw) -> bytes:
-        if len(token) <= _EMPTY_STRING_BYTES:
+        if _is_empty(token):
             return b""
         self.opened = True
         return write(token)
 
     def _arguments(self, token: msgspec.Raw) -> bytes:
         block = self._block
-        if block is None or block.type != "tool_use" or len(token) <= _EMPTY_STRING_BYTES:
+        if block is None or block.type != "tool_use" or _is_empty(token):
             return b""  # of a server's own tool, or empty
         self._wrote_arguments = True
         return self._piece(self._writer.text if block.name == self._unwrap else self._writer.arguments, token)
 
-    def _start(self, event: _Event) -> bytes:
+    def _start(self, event: Event) -> bytes:
         """A second message_start stands where the provider itself fell back to another model: passed over."""
         if self._started or event.message is None:
             return b""
@@ -254,10 +210,10 @@ class AnthropicStream:
         self._learn(event.message.usage)
         if self.usage is not None:
             self.usage.estimated = True  # of the prompt alone: an answer's count comes at its end
-        self.model = event.message.model
-        return self._writer.start(event.message.id, event.message.model)
+        self.model = event.message.model or None
+        return self._writer.start(event.message.id or "", event.message.model or "")
 
-    def _open(self, event: _Event) -> bytes:
+    def _open(self, event: Event) -> bytes:
         block = self._block = event.content_block
         if block is None or block.type not in _KINDS:
             return b""
@@ -267,7 +223,7 @@ class AnthropicStream:
             if block.name == self._unwrap:
                 return b""
             self._called_tools = True
-            return self._writer.open("tool_call", block.id, block.name)
+            return self._writer.open("tool_call", block.id or "", block.name or "")
         out = self._writer.open(_KINDS[block.type])
         for write, token in (
             (self._writer.text, block.text),
@@ -278,31 +234,37 @@ class AnthropicStream:
             out += self._piece(write, token)
         return out
 
-    def _close(self, event: _Event) -> bytes:
+    def _close(self, event: Event) -> bytes:
         """A tool call without a single piece of arguments has those of its opening, or none."""
         block, self._block = self._block, None
         if block is None or block.type not in _KINDS:
             return b""
         out = b""
         if block.type == "tool_use" and not self._wrote_arguments:
-            whole = bytes(block.input).decode("utf-8", "replace") or "{}"
+            whole = "{}" if block.input in _NO_INPUT else bytes(block.input).decode("utf-8", "replace")
             token = msgspec.Raw(msgspec.json.encode(whole))
             out = (self._writer.text if block.name == self._unwrap else self._writer.arguments)(token)
         return out + self._writer.close()
 
-    def _change(self, event: _Event) -> bytes:
+    def _change(self, event: Event) -> bytes:
         self._learn(event.usage)
         delta = event.delta
         if delta is not None:
             self._stop_reason = delta.stop_reason or self._stop_reason
-            if delta.stop_details is not None and delta.stop_reason == "refusal":
-                self._refusal = delta.stop_details.explanation
+            if delta.stop_reason == "refusal":
+                self._refusal = explanation_of(delta.stop_details)
         if self._stop_reason is not None:
             self.finish_reason = finish_of(self._stop_reason, self._called_tools)
         return b""
 
-    def _stop(self, event: _Event) -> bytes:
+    def _stop(self, event: Event) -> bytes:
         return self._finish()
+
+    def _ping(self, event: Event) -> bytes:
+        """The first one stands at the beginning of every stream. Later ones fill a silence, which can be minutes of
+        thinking that is not shown."""
+        first, self._pinged = not self._pinged, True
+        return b"" if first else self._writer.wait()
 
     def _finish(self) -> bytes:
         if not self._started:
@@ -314,14 +276,16 @@ class AnthropicStream:
         self.finish_reason = finish
         return self._writer.finish(finish, self._refusal)
 
-    def _learn(self, usage: UsageCount | None) -> None:
-        if usage is None:
+    def _learn(self, usage: msgspec.Raw) -> None:
+        if usage in _NO_USAGE:
             return
+        told = read_usage(usage)
         for name in UsageCount.__struct_fields__:
-            value = getattr(usage, name)
+            value = getattr(told, name)
             if value is not None:
                 setattr(self._count, name, value)
         self.usage = usage_of(self._count)
+        self.usage.estimated |= told.output_tokens is None
 
 
 # Besides the deltas, these are an event for the client: who speaks, and that it has finished.
@@ -332,7 +296,14 @@ _ACTS = {
     "content_block_stop": AnthropicStream._close,
     "message_delta": AnthropicStream._change,
     "message_stop": AnthropicStream._stop,
+    "ping": AnthropicStream._ping,
 }
+
+
+def _is_empty(token: msgspec.Raw) -> bool:
+    """Whether it is an empty string, null, or not there."""
+    size = len(token)
+    return size <= _EMPTY_STRING_BYTES or (size == _NULL_BYTES and token == _NULL)
 
 
 def _in_utf8(data: bytes) -> bytes:

@@ -6,6 +6,7 @@
 - System messages stand at the top; further down only where the model takes them, behind a user turn and before an
   assistant turn or the end. Elsewhere they become text of the user turn beside them, in order.
 - Ids of tool calls are limited to letters, digits, "_" and "-".
+- An answer that the model is to go on with must not end in white space.
 """
 
 from __future__ import annotations
@@ -60,6 +61,9 @@ def _merged(turns: list[Turn], mid_system: bool, ids: _Ids) -> list[JSON]:
         if message["role"] == "user":
             message["content"].sort(key=lambda block: block["type"] != "tool_result")
     _check_pairs(messages)
+    if messages and messages[-1]["role"] == "assistant" and messages[-1]["content"][-1]["type"] == "text":
+        last = messages[-1]["content"][-1]
+        last["text"] = last["text"].rstrip()
     return messages
 
 

@@ -197,6 +197,9 @@ class StreamWriter(Protocol):
     def close(self) -> bytes:
         """The open block is whole."""
 
+    def wait(self) -> bytes:
+        """Nothing to tell yet, but the answer goes on: for whoever takes a silent connection for a dead one."""
+
     def finish(self, finish: Finish, refusal: str | None) -> bytes:
         """The answer is whole."""
 

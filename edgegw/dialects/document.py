@@ -18,6 +18,8 @@ _STRING = msgspec.json.Decoder(str)
 
 _BYTE_OF_ERROR = re.compile(r" *\(byte (\d+)\)")
 _FIELD_NAME = re.compile(rb'[\s{,]*("(?:[^"\\]|\\.)*")\s*:\s*')
+# Escapes one after the other; a surrogate that has no other half is in group 1. No strict parser takes it.
+_ESCAPE = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]|(u[dD][89a-fA-F])|.)", re.DOTALL)
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]|[^\s{}\[\],:"]+')
 _AFTER_A_VALUE = b"]}, \t\r\n"
 _WHITE_SPACE = b" \t\r\n"
@@ -66,7 +68,10 @@ def _check_utf8(body: bytes) -> None:
 def _not_json(body: bytes, complaint: str) -> GatewayError:
     """Turns msgspec's words ("JSON is malformed: invalid character (byte 12)") into ours, with a place to look at."""
     match = _BYTE_OF_ERROR.search(complaint)
-    if match is None:
+    half = next((escape.start() for escape in _ESCAPE.finditer(body) if escape[1]), None)
+    if half is not None and (match is None or "surrogate" in complaint):
+        reason, at = "half of a surrogate pair", half
+    elif match is None:
         reason, at = "it ends too early", len(body)
     else:
         reason, at = _BYTE_OF_ERROR.sub("", complaint).removeprefix("JSON is malformed: "), int(match[1])

@@ -17,6 +17,7 @@ import msgspec
 from edgegw.dialects.base import Ask
 from edgegw.dialects.document import ink, read_inner_object, read_object
 from edgegw.errors import GatewayError
+from edgegw.exchange import TOKENS_MAX
 
 NAME = "openai_chat"
 
@@ -25,8 +26,6 @@ LABEL_CHARS_MAX = 128
 MODEL_CHARS_MAX = 256
 # OpenAI's own bound for n.
 CHOICES_MAX = 128
-# Token counts are 32-bit in the books; no model comes near.
-TOKENS_MAX = 2**31 - 1
 
 # What we act on: said twice, it could be read otherwise by the provider than by us.
 _ACTED_ON = frozenset(

@@ -15,6 +15,8 @@ from edgegw.dialects.complaints import unsupported, wrong_type, wrong_value
 
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
+# OpenRouter names whose seal it is; what was sealed by another provider this one refuses.
+_OWN_FORMAT = "anthropic"
 _DATA_URL = re.compile(r"data:([^;,]*)(?:;[^;,]*)*;base64,", re.IGNORECASE)
 
 
@@ -26,11 +28,32 @@ def read_turns(messages: list[dict[str, Any]]) -> list[Turn]:
     turns = []
     for index, message in enumerate(messages):
         path = f"messages[{index}]"
-        read = _ROLES.get(message["role"])
+        role = message["role"]
+        read = _ROLES.get(role)
+        if read is None and role == "function":
+            raise unsupported(f"{path}.role", ": results of functions go into messages of the role tool")
         if read is None:
             raise wrong_value(f"{path}.role", "is none that is known")
-        turns.append(read(message, path))
+        turn = read(message, path)
+        mark = cache_mark(message)
+        if mark and turn.blocks and not isinstance(turn.blocks[-1], Thinking | SealedThinking):
+            turn.blocks[-1].cache = turn.blocks[-1].cache or mark
+        turns.append(turn)
     return turns
+
+
+def unsaid(messages: list[dict[str, Any]]) -> list[str]:
+    """What messages say that has no neutral form and changes no meaning: each kind once."""
+    found = dict[str, None]()
+    for message in messages:
+        if message.get("name"):
+            found["messages[].name"] = None
+        content = message.get("content")
+        for part in content if isinstance(content, list) else ():
+            image = part.get("image_url") if isinstance(part, dict) else None
+            if isinstance(image, dict) and image.get("detail") not in (None, "auto"):
+                found["messages[].content[].image_url.detail"] = None
+    return list(found)
 
 
 def _system(message: dict[str, Any], path: str) -> Turn:
@@ -64,7 +87,7 @@ def _tool_turn(message: dict[str, Any], path: str) -> Turn:
         raise wrong_type(f"{path}.tool_call_id", "a string that is not empty")
     content = _texts(message.get("content"), f"{path}.content")
     marks = [text.cache for text in content if text.cache]
-    return Turn("user", [ToolResult(call_id, content, cache_mark(message) or (marks[-1] if marks else None))], path)
+    return Turn("user", [ToolResult(call_id, content, marks[-1] if marks else None)], path)
 
 
 _ROLES: dict[str, Callable[[dict[str, Any], str], Turn]] = {
@@ -85,7 +108,9 @@ def _tool_call(call: Any, path: str) -> ToolCall:
         raise wrong_type(f"{path}.id", "a string that is not empty")
     if not isinstance(name, str) or not name:
         raise wrong_type(f"{path}.function.name", "a string that is not empty")
-    text = (arguments if isinstance(arguments, str) else "").strip() or "{}"
+    if not isinstance(arguments, str | None):
+        raise wrong_type(f"{path}.function.arguments", "a string")
+    text = (arguments or "").strip() or "{}"
     try:
         _OBJECT.decode(text)
     except (msgspec.DecodeError, RecursionError):
@@ -98,7 +123,7 @@ def _thoughts(message: dict[str, Any]) -> list[Block]:
     entries = message.get("reasoning_details") or message.get("thinking_blocks") or []
     found: list[Block] = []
     for entry in entries if isinstance(entries, list) else ():
-        if not isinstance(entry, dict):
+        if not isinstance(entry, dict) or not str(entry.get("format") or _OWN_FORMAT).startswith(_OWN_FORMAT):
             continue
         text, signature, data = entry.get("text", entry.get("thinking")), entry.get("signature"), entry.get("data")
         if isinstance(data, str) and data:
@@ -151,7 +176,7 @@ def _image_part(part: dict[str, Any], path: str) -> Block:
     url = image.get("url") if isinstance(image, dict) else image
     if not isinstance(url, str):
         raise wrong_type(f"{path}.image_url.url", "a string")
-    if url.startswith(("http://", "https://")):
+    if url[:8].lower().startswith(("http://", "https://")):
         return Image(url=url, cache=cache_mark(part))
     media_type, data = _data_url(url, f"{path}.image_url.url")
     return Image(media_type.replace("image/jpg", "image/jpeg"), data, cache=cache_mark(part))

@@ -7,13 +7,14 @@ a body passes to the client as it came, whatever we understood of it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from edgegw.dialects.base import PlainReply
+from edgegw.dialects.lenient import strict_json, tokens
 from edgegw.errors import UpstreamFault
-from edgegw.exchange import Usage
+from edgegw.exchange import TOKENS_MAX, Usage
 
 # What a client is shown of a provider's message.
 MESSAGE_BYTES_MAX = 2048
@@ -22,27 +23,34 @@ _BOM = b"\xef\xbb\xbf"
 _NOTHING = frozenset({b"", b"null", b"false", b'""', b"{}", b"[]"})
 
 
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
+
+
 class _InputDetails(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
+    cached_tokens: _Tokens | None = None
+    cache_write_tokens: _Tokens | None = None
 
 
 class _OutputDetails(msgspec.Struct, gc=False):
-    reasoning_tokens: int | None = None
+    reasoning_tokens: _Tokens | None = None
 
 
 class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
+    prompt_tokens: _Tokens | None = None
+    completion_tokens: _Tokens | None = None
+    total_tokens: _Tokens | None = None
     prompt_tokens_details: _InputDetails | None = None
     completion_tokens_details: _OutputDetails | None = None
-    prompt_cache_hit_tokens: int | None = None  # DeepSeek
-    cached_tokens: int | None = None  # Moonshot
+    prompt_cache_hit_tokens: _Tokens | None = None  # DeepSeek
+    cached_tokens: _Tokens | None = None  # Moonshot
 
 
 class _Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
+
+
+class _Named(msgspec.Struct, gc=False):
+    object: str = ""
 
 
 class _Reply(msgspec.Struct, gc=False):
@@ -55,6 +63,7 @@ class _Reply(msgspec.Struct, gc=False):
 _ABSENT = msgspec.Raw()
 _REPLY = msgspec.json.Decoder(_Reply)
 _USAGE = msgspec.json.Decoder(_Usage)
+_NAMED = msgspec.json.Decoder(_Named)
 _ANYTHING = msgspec.json.Decoder()
 
 # What a provider's `type` or `code` means, over and above the status it came with.
@@ -110,21 +119,24 @@ def read_plain(body: bytes, mask: Mask = unmasked) -> PlainReply:
     try:
         reply = _REPLY.decode(body)
     except msgspec.ValidationError:
-        return _read_loosely(body, mask)
+        return _read_loosely(body, body, mask)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise garbage("The provider's answer is not JSON.") from None
+        return _read_loosely(body, strict_json(body) or b"", mask)
     if reply.error != _ABSENT and is_something(reply.error):
         raise fault_of(mask(bytes(reply.error)))
     if not reply.choices:
+        if is_error(body):
+            raise fault_of(mask(body))
         raise garbage("The provider's answer holds no choices.")
     usage = None if reply.usage is None else _counted(reply.usage)
     return PlainReply(body, usage, reply.choices[0].finish_reason, reply.model)
 
 
-def _read_loosely(body: bytes, mask: Mask) -> PlainReply:
-    """A body that is JSON but not of the types we know: passes when it looks like a completion at all."""
+def _read_loosely(body: bytes, document: bytes, mask: Mask) -> PlainReply:
+    """A body that is JSON (`document` is, if the body is not quite) but not of the types we know: passes when it looks
+    like a completion at all."""
     try:
-        reply = _ANYTHING.decode(body)
+        reply = _ANYTHING.decode(document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise garbage("The provider's answer is not JSON.") from None
     if not isinstance(reply, dict):
@@ -137,6 +149,17 @@ def _read_loosely(body: bytes, mask: Mask) -> PlainReply:
     finish_reason = choices[0].get("finish_reason") if isinstance(choices[0], dict) else None
     usage = read_usage(msgspec.Raw(msgspec.json.encode(reply.get("usage"))))
     return PlainReply(body, usage, _text_or_none(finish_reason), _text_or_none(reply.get("model")))
+
+
+def is_error(document: bytes) -> bool:
+    """Whether a reply, or an event of one, is an error as a whole (vLLM: `{"object":"error","message":…}`), instead of
+    holding one."""
+    if b'"error"' not in document:
+        return False
+    try:
+        return _NAMED.decode(document).object == "error"
+    except (msgspec.DecodeError, RecursionError):
+        return False
 
 
 def _text_or_none(value: object) -> str | None:
@@ -154,9 +177,29 @@ def read_usage(value: msgspec.Raw) -> Usage | None:
         return None
     try:
         found = _USAGE.decode(value)
+    except msgspec.ValidationError:
+        found = _salvaged(_ANYTHING.decode(value))
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     return _counted(found)
+
+
+def _salvaged(told: object) -> _Usage:
+    """What can be used of a usage with odd values: one of them must not cost the others."""
+    counts = told if isinstance(told, dict) else {}
+    inputs, outputs = counts.get("prompt_tokens_details"), counts.get("completion_tokens_details")
+    inputs, outputs = inputs if isinstance(inputs, dict) else {}, outputs if isinstance(outputs, dict) else {}
+    return _Usage(
+        prompt_tokens=tokens(counts.get("prompt_tokens")),
+        completion_tokens=tokens(counts.get("completion_tokens")),
+        total_tokens=tokens(counts.get("total_tokens")),
+        prompt_tokens_details=_InputDetails(
+            tokens(inputs.get("cached_tokens")), tokens(inputs.get("cache_write_tokens"))
+        ),
+        completion_tokens_details=_OutputDetails(tokens(outputs.get("reasoning_tokens"))),
+        prompt_cache_hit_tokens=tokens(counts.get("prompt_cache_hit_tokens")),
+        cached_tokens=tokens(counts.get("cached_tokens")),
+    )
 
 
 def _counted(found: _Usage) -> Usage | None:

@@ -14,13 +14,18 @@ import msgspec
 from edgegw.dialects.base import Ask
 from edgegw.dialects.chat import JSONAnswer, Request, Tool, ToolChoice
 from edgegw.dialects.complaints import unsupported, wrong_type, wrong_value
-from edgegw.dialects.openai_chat_messages import cache_mark, read_turns
+from edgegw.dialects.openai_chat_messages import cache_mark, read_turns, unsaid
 
 _Value = TypeVar("_Value")
 
 
+class _JSONSchema(msgspec.Struct):
+    schema: msgspec.Raw = msgspec.Raw()
+
+
 class _JSONWish(msgspec.Struct):
     type: str | None = None
+    json_schema: _JSONSchema | None = None
 
 
 _JSON_WISH = msgspec.json.Decoder(_JSONWish | None)
@@ -28,8 +33,9 @@ _ANYTHING = msgspec.json.Decoder()
 _RAW_LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _RAW_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
-# Values that ask for nothing: leaving them out loses nothing, so nobody is told.
+# Values that ask for nothing: leaving them out loses nothing, so nobody is told. (A seed of 0 is a seed.)
 _IDLE: tuple[Any, ...] = (None, False, 0, "", [], {})
+_NEVER_IDLE = frozenset({"seed"})
 
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
@@ -56,6 +62,8 @@ _READ = frozenset(
         "user",
     }
 )
+# Our own labels, and what is read as the user.
+_METADATA_READ = frozenset({"tenant", "use_case", "user_id"})
 # Fields whose loss a client would notice in the answer, and when they ask for something.
 _SEMANTIC: dict[str, Callable[[Any], bool]] = {
     "audio": lambda value: value not in _IDLE,
@@ -74,8 +82,9 @@ _SEMANTIC: dict[str, Callable[[Any], bool]] = {
 def to_neutral(ask: Ask) -> Request:
     """Raises GatewayError: unsupported_parameter for what cannot be carried, invalid_* for what cannot be read."""
     fields = ask.fields
+    messages = _decode(_ANYTHING, fields["messages"], "messages")
     request = Request(
-        turns=read_turns(_decode(_ANYTHING, fields["messages"], "messages")),
+        turns=read_turns(messages),
         stream=ask.stream,
         max_output_tokens=ask.max_output_tokens,
     )
@@ -89,18 +98,22 @@ def to_neutral(ask: Ask) -> Request:
     request.effort = _effort(_plain(fields, "reasoning_effort"))
     request.user = _user(fields)
     request.service_tier = _text_or_none(_plain(fields, "service_tier"))
-    request.hints = _hints(fields)
+    request.hints = [*_hints(fields), *unsaid(messages)]
+    if set(_plain(fields, "metadata") or ()) - _METADATA_READ:
+        request.hints.append("metadata")
     return request
 
 
-def wants_json_of_a_schema(ask: Ask) -> bool:
+def schema_wanted(ask: Ask) -> msgspec.Raw | None:
     """What `to_neutral(ask)` has as `json_answer.schema`, without reading the rest."""
     value = ask.fields.get("response_format")
     try:
-        wish = None if value is None else _JSON_WISH.decode(value)
+        wish: _JSONWish | None = None if value is None else _JSON_WISH.decode(value)
     except msgspec.ValidationError:
-        return False
-    return wish is not None and wish.type == "json_schema"
+        return None
+    if wish is None or wish.type != "json_schema" or wish.json_schema is None:
+        return None
+    return wish.json_schema.schema or None
 
 
 def _hints(fields: dict[str, msgspec.Raw]) -> list[str]:
@@ -112,7 +125,7 @@ def _hints(fields: dict[str, msgspec.Raw]) -> list[str]:
         value = _plain(fields, name)
         asks = _SEMANTIC.get(name)
         if asks is None:
-            if value not in _IDLE:
+            if value is not None and (value not in _IDLE or name in _NEVER_IDLE):
                 hints.append(name)
         elif asks(value):
             raise unsupported(name)
@@ -227,6 +240,8 @@ def _tool_choice(value: Any, request: Request) -> ToolChoice | None:
     modes = {"auto": ToolChoice("auto"), "none": ToolChoice("none"), "required": ToolChoice("any")}
     if value is None:
         return None
+    if value == "required" and not request.tools:
+        raise wrong_value("tool_choice", "asks for a call, and there are no 'tools'")
     if isinstance(value, str) and value in modes:
         return modes[value]
     kind = value.get("type") if isinstance(value, dict) else None

@@ -19,18 +19,21 @@ next `feed` or `end`, which finds finish, usage and signature in them.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import msgspec
 
-from edgegw.dialects.openai_chat_reply import Mask, fault_of, is_something, read_usage, unmasked
+from edgegw.dialects.lenient import strict_json
+from edgegw.dialects.openai_chat_accents import ACCENTED, Accents
+from edgegw.dialects.openai_chat_reply import Mask, fault_of, is_error, is_something, read_usage, unmasked
 from edgegw.errors import UpstreamFault
 from edgegw.exchange import Usage
-from edgegw.http.sse import EventTooLongError, Splitter, data_of
+from edgegw.http.sse import EventTooLongError, Splitter, data_of, fields
 
 DONE_EVENT = b"data: [DONE]\n\n"
 
 _DONE = b"[DONE]"
+_DATA = b"data:"
+_ERROR_TYPE = (b"event", b"error")
 _OBJECT_START = b"{"
 
 
@@ -58,27 +61,24 @@ _ABSENT = msgspec.Raw()
 _NULL = msgspec.Raw(b"null")
 _NO_USAGE = (_ABSENT, _NULL)
 
-# What an event that needs a look of `feed` has in it. Written otherwise (white space, escapes) it is not mended.
-_FAULTY = (b'"error"',)
-_ACCENTED = (b'"tool_calls"', b'"content":[', b'"content": [')
+# What an event that needs a look of `feed` has in it.
+_FAULTY = (b'"error"', b"event: error", b"event:error")
 
 
 class OpenAIChatStream:
     """The StreamReader of a transparent stream. `choices` is how many answers the client asked for.
 
-    With `mending`, two habits of compatible providers are set right, and only in the events that have them: tool calls
-    without an index (Mistral; SDKs need it) and content that is a list of parts. With `announced`, the usage-only event
-    is withheld only after a null usage. `mask` takes keys out of error texts.
+    With `mending`, habits of compatible providers are set right (openai_chat_accents.py). With `announced`, the
+    usage-only event is withheld only after a null usage. `mask` takes keys out of error texts.
     """
 
     __slots__ = (
+        "_accents",
         "_choices",
         "_due",
         "_finished",
         "_mask",
-        "_mending",
         "_splitter",
-        "_tool_calls",
         "done",
         "events",
         "fault",
@@ -107,14 +107,13 @@ class OpenAIChatStream:
         self.model: str | None = None
         self.events = 0
         self.transparent = True
-        self.needles: tuple[bytes, ...] = _FAULTY + _ACCENTED if mending else _FAULTY
+        self.needles: tuple[bytes, ...] = _FAULTY + ACCENTED if mending else _FAULTY
         self.withholding = withholding
-        self._mending = mending
+        self._accents = Accents() if mending else None
         self._due = not announced  # a usage-only event would be due to our asking
         self._choices = choices
         self._mask = mask
         self._finished: set[int] = set()  # indexes of the choices whose finish reason has come
-        self._tool_calls: dict[int, int] = {}  # choice -> tool calls without an index so far
         self._splitter = Splitter()
 
     @property
@@ -189,7 +188,12 @@ class OpenAIChatStream:
     def _pass(self, raw: bytes) -> bytes:
         """What the client gets for one raw event: the event, or nothing."""
         data = data_of(raw)
-        return raw if data is None else self._look_at(raw, data)
+        if data is None:
+            return raw
+        if not raw.startswith(_DATA) and _ERROR_TYPE in fields(raw):
+            self._fail_with(data)
+            return b""
+        return self._look_at(raw, data)
 
     def _look_at(self, raw: bytes, data: bytes) -> bytes:
         try:
@@ -197,17 +201,27 @@ class OpenAIChatStream:
         except msgspec.ValidationError:
             return self._pass_loosely(raw, data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self._end_with(data)
-            return b""
+            document = None if data.strip() == _DONE else strict_json(data)
+            if document is None:
+                self._end_with(data)
+                return b""
+            data = document
+            try:
+                chunk = _CHUNK.decode(data)
+            except (msgspec.DecodeError, RecursionError):
+                return self._pass_loosely(raw, data)
         if chunk.error != _ABSENT and is_something(chunk.error):
             self.fault = fault_of(self._mask(bytes(chunk.error)))
+            return b""
+        if not chunk.choices and is_error(data):
+            self.fault = fault_of(self._mask(data))
             return b""
         self.events += 1
         withheld = self._note(chunk) and self.withholding and self._due and not chunk.choices
         if not self.opened and chunk.choices:
             self.opened = any(_carries(choice) for choice in chunk.choices)
-        if self._mending and any(needle in raw for needle in _ACCENTED):
-            return self._mended(raw, data)
+        if self._accents is not None and any(needle in raw for needle in ACCENTED):
+            return self._accents.mended(raw, data)
         return b"" if withheld else raw
 
     def _note(self, chunk: _Chunk) -> bool:
@@ -229,9 +243,22 @@ class OpenAIChatStream:
         self.usage = read_usage(usage) or self.usage
         return True
 
+    def _fail_with(self, data: bytes) -> None:
+        """An event of the type "error", whatever its data are."""
+        try:
+            found = _ANYTHING.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            found = data.decode("utf-8", "replace")
+        if isinstance(found, dict):
+            found = found.get("error") or found
+        self.fault = fault_of(self._mask(msgspec.json.encode(found)))
+
     def _end_with(self, data: bytes) -> None:
-        """Data that is no JSON: the terminator, or garbage."""
-        if data.strip() != _DONE:
+        """Data that is no JSON: the terminator, or garbage. Empty ones are a heartbeat, which no SDK can read."""
+        data = data.strip()
+        if not data:
+            return
+        if data != _DONE:
             self.fault = UpstreamFault("upstream_garbage", "The provider sent an event that is not JSON.", status=200)
         elif not self.events:
             self.fault = UpstreamFault("upstream_garbage", "The provider's answer is empty.", status=200)
@@ -271,27 +298,6 @@ class OpenAIChatStream:
             self.fault = fault_of(self._mask(msgspec.json.encode(found["error"])))
         return b""
 
-    def _mended(self, raw: bytes, data: bytes) -> bytes:
-        found = _ANYTHING.decode(data)
-        changed = False
-        for choice in found.get("choices") or ():
-            delta = choice.get("delta") or {}
-            changed |= self._number_tool_calls(choice.get("index") or 0, delta)
-            changed |= _flatten_content(delta)
-        return b"data: " + msgspec.json.encode(found) + b"\n\n" if changed else raw
-
-    def _number_tool_calls(self, choice: int, delta: dict[str, Any]) -> bool:
-        """Gives whole tool calls that came without an index the next one of their choice."""
-        changed = False
-        calls = delta.get("tool_calls")
-        for call in calls if isinstance(calls, list) else ():
-            if isinstance(call, dict) and call.get("index") is None:
-                call["index"] = self._tool_calls.get(choice, 0)
-                call.setdefault("type", "function")
-                self._tool_calls[choice] = call["index"] + 1
-                changed = True
-        return changed
-
 
 def _is_one_line(data: bytes) -> bool:
     """Whether a read is exactly one event of one `data: {…}` line: most are, and need no cutting."""
@@ -310,28 +316,3 @@ def _carries(choice: _Choice) -> bool:
     return choice.delta is not None and any(
         name != "role" and is_something(value) for name, value in choice.delta.items()
     )
-
-
-def _flatten_content(delta: dict[str, Any]) -> bool:
-    """Turns content that is a list of parts (Mistral) into text, and thinking parts into `reasoning_content`."""
-    parts = delta.get("content")
-    if not isinstance(parts, list):
-        return False
-    text = "".join(_texts(part) for part in parts if _kind_of(part) == "text")
-    thinking = "".join(_texts(part) for part in parts if _kind_of(part) == "thinking")
-    delta["content"] = text or None
-    if thinking:
-        delta["reasoning_content"] = thinking
-    return True
-
-
-def _kind_of(part: object) -> object:
-    return part.get("type") if isinstance(part, dict) else None
-
-
-def _texts(part: dict[str, Any]) -> str:
-    """The text of a part, whose thinking may again be a list of text parts."""
-    inner = part.get("text") if part.get("type") == "text" else part.get("thinking")
-    if isinstance(inner, list):
-        return "".join(_texts(entry) for entry in inner if _kind_of(entry) == "text")
-    return inner if isinstance(inner, str) else ""

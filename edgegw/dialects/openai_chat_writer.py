@@ -15,6 +15,7 @@ from edgegw.dialects.chat import Answer, BlockKind, Citation, Finish, SealedThin
 from edgegw.dialects.openai_chat_stream import DONE_EVENT
 from edgegw.exchange import Usage
 
+COMMENT = b": ping\n\n"  # which every reader of event streams passes over
 _THINKING_TEXT = b'"reasoning_details":[{"index":%d,"type":"reasoning.text",'
 _THINKING_SEALED = b'"reasoning_details":[{"index":%d,"type":"reasoning.encrypted",'
 
@@ -131,6 +132,9 @@ class ChunkWriter:
 
     def close(self) -> bytes:
         return b""
+
+    def wait(self) -> bytes:
+        return COMMENT
 
     def finish(self, finish: Finish, refusal: str | None) -> bytes:
         said = b"" if refusal is None else self._chunk(_encode({"refusal": refusal}))

@@ -15,6 +15,9 @@ from edgegw.errors import GatewayError
 # chunk-size [ chunk-ext ]: no white space before an extension; its text as in a quoted string or token, no controls.
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
+# A chunk without extensions, as nearly all are.
+_PLAIN_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,7})\r\n")
+_END_OF_LINE = b"\r\n"
 LINE_BYTES_MAX = 4096
 OVERHEAD_BYTES_MAX = 16 * 1024  # of extensions in a whole message (Go, CVE-2023-39326)
 TRAILER_BYTES_MAX = 8 * 1024
@@ -33,7 +36,7 @@ _SIZE, _DATA, _END_OF_DATA, _TRAILER = _Next
 class ChunkedBody:
     """Feed it until `done`. `size` is what has come of the body so far."""
 
-    __slots__ = ("_bytes_max", "_left", "_line", "_next", "_overhead", "_pieces", "_trailer_bytes", "done", "size")
+    __slots__ = ("_body", "_bytes_max", "_left", "_line", "_next", "_overhead", "_trailer_bytes", "done", "size")
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
@@ -42,28 +45,32 @@ class ChunkedBody:
         self._line = b""
         self._overhead = 0
         self._trailer_bytes = 0
-        self._pieces: list[bytes] = []
+        self._body = bytearray()  # a list of a million small chunks would be forty times as large
         self.size = 0
         self.done = False
 
     @property
     def body(self) -> bytes:
-        return b"".join(self._pieces)
+        return bytes(self._body)
 
-    def feed(self, data: bytes) -> bytes:
-        """Takes bytes; returns what follows the body, once it is done. Raises GatewayError: bad_http (400) for broken
+    def feed(self, data: bytes, at: int = 0) -> int:
+        """Takes bytes from `at` on; returns where the body ends in them. Raises GatewayError: bad_http (400) for broken
         framing, body_too_large (413) as soon as a chunk says that it will be."""
-        at = 0
         while at < len(data) and not self.done:
             if self._next is _DATA:
                 piece = data[at : at + self._left]
-                self._pieces.append(piece)
+                self._body += piece
                 self.size += len(piece)
                 self._left -= len(piece)
                 at += len(piece)
                 if not self._left:
                     self._next = _END_OF_DATA
                 continue
+            if self._next is _SIZE and not self._line:
+                end = self._take_whole_chunk(data, at)
+                if end:
+                    at = end
+                    continue
             end = data.find(b"\n", at)
             line = self._line + data[at : end + 1 if end >= 0 else len(data)]
             if len(line) > LINE_BYTES_MAX:
@@ -72,13 +79,26 @@ class ChunkedBody:
                 if b"\r" in line[:-1]:
                     raise _broken("a bare CR")
                 self._line = line
-                return b""
+                return len(data)
             self._line = b""
             at = end + 1
-            if line[-2:] != b"\r\n":
+            if line[-2:] != _END_OF_LINE:
                 raise _broken("a bare LF")
             self._take_line(line[:-2])
-        return data[at:]
+        return at
+
+    def _take_whole_chunk(self, data: bytes, at: int) -> int:
+        """Takes a chunk that is all there and has nothing to look at; returns where it ends. 0 when it is another."""
+        match = _PLAIN_SIZE_LINE.match(data, at)
+        if match is None:
+            return 0
+        size, start = int(match[1], 16), match.end()
+        end = start + size
+        if not size or self.size + size > self._bytes_max or not data.startswith(_END_OF_LINE, end):
+            return 0
+        self._body += data[start:end]
+        self.size += size
+        return end + len(_END_OF_LINE)
 
     def _take_line(self, line: bytes) -> None:
         if self._next is _SIZE:

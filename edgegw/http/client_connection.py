@@ -8,14 +8,15 @@ sent.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from edgegw.errand import Errand
 from edgegw.http.connection import RequestReader
+from edgegw.http.knocks import hear
 from edgegw.http.outbox import Outbox
+from edgegw.http.probe import abort_if_gone
 from edgegw.http.reply import CONTINUE, Reply
 from edgegw.http.request import Request, RequestLimits
 from edgegw.http.uptake import LOOKS, Uptake
@@ -24,16 +25,11 @@ from edgegw.http.watch import NEVER, Watch
 # A client's buffer: above `high` the upstream is paused, below `low` it goes on (research: Envoy 32 KiB, pingora 64).
 WRITE_HIGH_BYTES = 64 * 1024
 WRITE_LOW_BYTES = 16 * 1024
-# Requests parsed ahead of the one in work, before reading stops.
-PIPELINE_MAX = 16
 # A refused message is read on for this long and this far, so that the refusal is not lost in a reset (RFC 9112 9.6).
 LINGER_S = 2.0
 LINGER_BYTES_MAX = 256 * 1024
 # A body may stall for `body_timeout_s`, and over all must come with at least this rate after that grace.
 BODY_BYTES_PER_S_MIN = 1024
-# After a client's FIN: has it gone, or does it only send no more? One probe, then looks at the socket at these times.
-PROBE_LOOKS_S = (0.01, 0.03, 0.25, 1.0)
-_TCP_CLOSE = 7  # TCP_INFO's state after a reset (linux/tcp_states.h)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +107,8 @@ class ClientConnection(asyncio.Protocol):
         server = self._server
         server.connections.add(self)
         server.watch.add(self)
+        if server.draining:
+            hear(transport.get_extra_info("socket"))
         # A connection that says nothing is as idle as one between two requests.
         self.expires_s = server.watch.now_s + server.waits.keep_alive_s
 
@@ -122,7 +120,7 @@ class ClientConnection(asyncio.Protocol):
         reader.feed(data)
         if self._reply is None:
             self._serve()
-        elif len(reader.ready) > PIPELINE_MAX and not self._paused_reading:
+        if reader.held and not self._paused_reading:
             self._paused_reading = True
             self.transport.pause_reading()
 
@@ -134,8 +132,9 @@ class ClientConnection(asyncio.Protocol):
             if self._lingered_bytes >= 0:  # it has seen our end, and this is its own
                 return False
             self._serve()
-            return self._reply is not None or self._lingered_bytes >= 0
-        self._probe(reply)
+            return self._is_owing or self._lingered_bytes >= 0
+        if not reply.request.http_1_0 and reply.probe():
+            abort_if_gone(self.transport, self._server.loop, lambda: self._reply is reply)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -158,7 +157,7 @@ class ClientConnection(asyncio.Protocol):
         reply = self._reply
         if reply is None:
             if self._lingered_bytes < 0:
-                self._rest()
+                self._serve()
             return
         self.expires_s = NEVER
         if reply.on_resume is not None:
@@ -168,24 +167,45 @@ class ClientConnection(asyncio.Protocol):
 
     def _serve(self) -> None:
         """Hands out what is ready, one request after the other, then waits for more. A handler may be done before it
-        returns: so a loop, and no call of itself from within `finished`."""
+        returns: so a loop, and no call of itself from within `finished`. Who sends more than fits into one turn of the
+        loop waits for the next; who does not take the answers gets no more of them."""
         if self._serving:
             return
         reader = self._reader
         self._serving = True
         try:
-            while self._reply is None and reader.ready:
+            while self._reply is None and reader.ready and not self.write_paused:
                 self._hand_out(reader.ready.pop(0))
         finally:
             self._serving = False
-        if self._reply is None and self._lingered_bytes < 0:
-            if reader.dead or self._eof:
+        if self._reply is None and self._lingered_bytes < 0 and not (self.write_paused and self._is_owing):
+            if reader.held:
+                self._server.loop.call_soon(self._go_on)
+            elif reader.dead or self._eof:
                 self.outbox.flush()
                 self.transport.close()
             elif reader.at_rest:
                 self._rest()
             else:
                 self._wait_for_rest()
+
+    @property
+    def _is_owing(self) -> bool:
+        """A request has come and was not answered."""
+        return self._reply is not None or bool(self._reader.ready or self._reader.held)
+
+    def _go_on(self) -> None:
+        reader = self._reader
+        if not (self._reply or reader.ready or self.write_paused or self.transport.is_closing()):
+            reader.go_on()
+            if not reader.held:
+                self._resume_reading()
+            self._serve()
+
+    def _resume_reading(self) -> None:
+        if self._paused_reading:
+            self._paused_reading = False
+            self.transport.resume_reading()
 
     def _rest(self) -> None:
         """Between two requests: the wait of an idle connection, unless the last reply is still on its way."""
@@ -201,7 +221,7 @@ class ClientConnection(asyncio.Protocol):
         self.expires_s = NEVER
         self._reply = reply = Reply(self, request)
         server.in_work += 1
-        self._errand = errand = Errand(server.handler(request, reply), server.loop)
+        self._errand = errand = Errand(server.handler(request, reply), server.loop, reply)
         errand.step()
 
     def finished(self, reply: Reply, keep_alive: bool) -> None:
@@ -214,17 +234,19 @@ class ClientConnection(asyncio.Protocol):
         if self.transport.is_closing():
             return
         if not keep_alive or server.draining:
-            self._reader.ready.clear()
+            self._reader.stop()
             self._close()
             return
-        if self._paused_reading:
-            self._paused_reading = False
-            self.transport.resume_reading()
         reader = self._reader
         if self._eof or not reader.at_rest or reader.ready:
             self._serve()
         else:  # nearly always: nothing has come meanwhile
             self._rest()
+
+    def break_off(self, reply: Reply) -> None:
+        """Whoever wrote this reply failed."""
+        if self._reply is reply:
+            self.transport.abort()
 
     def abandon(self) -> None:
         """The client is gone: whoever works for it is told by `on_gone`, or cancelled where nobody listens."""
@@ -300,9 +322,7 @@ class ClientConnection(asyncio.Protocol):
         self._uptake = None
         self.expires_s = self._server.watch.now_s + LINGER_S  # longer, for as long as it takes what is unsent
         transport.write_eof()
-        if self._paused_reading:
-            self._paused_reading = False
-            transport.resume_reading()
+        self._resume_reading()
 
     def _linger(self, size: int) -> None:
         self._lingered_bytes += size
@@ -315,7 +335,7 @@ class ClientConnection(asyncio.Protocol):
         return self._requests == 0
 
     def close_if_idle(self) -> None:
-        if self._reply is None and not (self._reader.mid_head or self._reader.mid_body):
+        if not (self._is_owing or self._reader.mid_head or self._reader.mid_body):
             self.outbox.flush()
             self.transport.close()
 
@@ -325,22 +345,3 @@ class ClientConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         self.transport.abort()
-
-    # -- has it gone? --
-
-    def _probe(self, reply: Reply) -> None:
-        """A FIN while we work on an answer: a client that only half-closed still wants it (RFC 9112 9.6), one that
-        has gone should not cost another token. A gone one answers anything we send with a reset, so send something
-        that means nothing: an interim response before the head, a comment within a stream."""
-        if reply.request.http_1_0 or not reply.probe():
-            return
-        self._look(reply, PROBE_LOOKS_S)
-
-    def _look(self, reply: Reply, looks_s: tuple[float, ...]) -> None:
-        if self._reply is not reply or self.transport.is_closing():
-            return
-        sock = self.transport.get_extra_info("socket")
-        if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
-            self.transport.abort()
-        elif looks_s:
-            self._server.loop.call_later(looks_s[0], self._look, reply, looks_s[1:])

@@ -10,8 +10,12 @@ third of the cost of its callbacks. A head that is the last one over again but f
 (known_head.py). What delimits the body is decided here, so that `Upgrade`, at which llhttp would
 stop, is simply ignored (RFC 9110 7.8), and no byte is ever in two hands.
 
+At most READY_MAX requests are read ahead: what came behind them is `held`. So the thousand small ones which a client
+can send in one read are not everybody's wait, and large ones do not pile up.
+
 The shell owes: send `100 Continue` when `wants_continue` is True and nothing of the body has come; call `eof()` when
-the client closes its side; enforce the waits (`mid_head`, `mid_body` say which one runs).
+the client closes its side; call `go_on()` when it has taken all that is ready and something is held; enforce the waits
+(`mid_head`, `mid_body` say which one runs).
 """
 
 from __future__ import annotations
@@ -19,14 +23,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import IntEnum
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
-
 from edgegw.errors import GatewayError
 from edgegw.http.chunked import ChunkedBody
+from edgegw.http.head import END_OF_LINE, VERSION_BYTES, check_line, check_size, read_fields, what_is_wrong
+from edgegw.http.judge import BegunHead, is_valid
 from edgegw.http.known_head import KnownHead
 from edgegw.http.request import (
     METHODS,
-    SINGLETONS,
     Request,
     RequestLimits,
     body_length,
@@ -36,13 +39,13 @@ from edgegw.http.request import (
     wants_close,
 )
 
+# Requests read ahead of the one in work, and how large a body may be behind which no other is read.
+READY_MAX = 16
+READY_BODY_BYTES_MAX = 64 * 1024
+# Whose requests have a body, so that without a word on its length what follows may be meant as one.
+_WITH_BODY = (b"POST", b"PUT", b"PATCH")
 _END_OF_HEAD = b"\r\n\r\n"
-_HTTP_1_1 = b" HTTP/1.1"
-_VERSIONS = (_HTTP_1_1, b" HTTP/1.0")
-_VERSION_LENGTH = 9
-_METHOD_AND_VERSION_MAX = 64
 _CR, _LF, _ZERO = b"\r\n0"
-_NOBODY = object()  # a parser that only judges calls nobody
 
 
 class Part(IntEnum):
@@ -62,21 +65,24 @@ class RequestReader:
     GatewayError (unknown path, wrong method): then the request is refused without waiting for its body."""
 
     __slots__ = (
+        "_begun",
         "_chunks",
+        "_eof",
         "_gate",
-        "_head",
         "_host",
-        "_judge",
         "_known",
         "_left",
+        "_length",
         "_limits",
         "_part",
         "_path",
         "_pieces",
         "_query",
         "_request",
+        "_skipped_line",
         "_target",
         "head_timed",
+        "held",
         "ready",
         "wants_continue",
     )
@@ -86,16 +92,18 @@ class RequestReader:
         self._gate = gate
         self._request: Request | None = None
         self._part = _HEAD
-        self._head = b""  # what has come of a head that is not whole
-        self._judge: HttpRequestParser | None = None  # of that part
+        self._begun: BegunHead | None = None
         self._known: KnownHead | None = None
         self._target: bytes | None = None  # of the last request, as it stood in its head
         self._host: bytes | None = None
         self._path = self._query = b""
-        self._left = 0  # of a body with a length
+        self._skipped_line = False  # the empty line before this request
+        self._left = self._length = 0  # of a body with a length
         self._pieces: list[bytes] | None = None
         self._chunks: ChunkedBody | None = None
         self.ready: list[Request] = []  # a list: an idle deque costs 600 bytes
+        self.held = b""  # what came behind all that is ready
+        self._eof = False  # behind that
         self.wants_continue = False
         self.head_timed = False  # the shell's mark: the wait for this head is running
 
@@ -104,11 +112,11 @@ class RequestReader:
     @property
     def at_rest(self) -> bool:
         """Between two requests."""
-        return self._part is _HEAD and not self._head
+        return self._part is _HEAD and self._begun is None and not self.held
 
     @property
     def mid_head(self) -> bool:
-        return self._part is _HEAD and bool(self._head)
+        return self._part is _HEAD and self._begun is not None
 
     @property
     def mid_body(self) -> bool:
@@ -119,7 +127,7 @@ class RequestReader:
         """Bytes of the body so far."""
         if self._chunks is not None:
             return self._chunks.size
-        return sum(map(len, self._pieces)) if self._pieces else 0
+        return self._length - self._left if self._pieces else 0
 
     @property
     def dead(self) -> bool:
@@ -130,22 +138,46 @@ class RequestReader:
 
     def feed(self, data: bytes) -> None:
         """Takes bytes as they came. Never raises for what a client sent; look at `ready`."""
+        if self.held:
+            self.held += data
+            return
+        at, size = 0, len(data)
         try:
-            while data:
+            while at < size:
+                ready = self.ready
+                if ready and (len(ready) >= READY_MAX or len(ready[-1].body) > READY_BODY_BYTES_MAX):
+                    self.held = data[at:]
+                    return
                 part = self._part
                 if part is _HEAD:
-                    data = self._take_head(data)
+                    at = self._take_head(data, at)
                 elif part is _LENGTH:
-                    data = self._take_length(data)
+                    at = self._take_length(data, at)
                 elif part is _CHUNKED:
-                    data = self._take_chunks(data)
+                    at = self._take_chunks(data, at)
                 else:
                     return
         except GatewayError as error:
             self._end_with(error)
 
+    def go_on(self) -> None:
+        """All that was ready has been taken: reads on in what is held."""
+        held, self.held = self.held, b""
+        self.feed(held)
+        if self._eof and not self.held:
+            self.eof()
+
+    def stop(self) -> None:
+        """Nothing more will be taken."""
+        self.ready.clear()
+        self.held = b""
+        self._part = _NOTHING
+
     def eof(self) -> None:
         """The client will send no more. A message cut in the middle is refused, never acted upon (RFC 9112 8)."""
+        if self.held:
+            self._eof = True
+            return
         if self.mid_head or self.mid_body:
             self._end_with(GatewayError("bad_http", "The connection was closed in the middle of the request."))
         self._part = _NOTHING
@@ -156,78 +188,63 @@ class RequestReader:
 
     # -- the head --
 
-    def _take_head(self, data: bytes) -> bytes:
-        """Takes what belongs to the head; returns what follows it."""
-        known = self._known
-        if known is not None and not self._head:
-            found = known.read(data, self._limits.body_bytes_max)
+    def _take_head(self, data: bytes, at: int) -> int:
+        """Takes what belongs to the head from `at` on; returns where that ends."""
+        known, begun = self._known, self._begun
+        if known is not None and begun is None:
+            found = known.read(data, at, self._limits.body_bytes_max)
             if found is not None:
-                request, length, rest = found
+                request, length, at = found
                 self._request = request
+                self._skipped_line = False
                 self._gate(request)  # who was let in a moment ago may not be any more
-                if len(rest) == length:  # nearly always: the whole of it, in one read
-                    request.body = rest
+                if len(data) - at == length:  # nearly always: the whole of it, in one read
+                    self._request = None
+                    request.body = data[at:]
                     self.ready.append(request)
-                    return b""
-                self._left = length
+                    return len(data)
+                self._left = self._length = length
                 self._part = _LENGTH
-                return rest
-        head = self._head + data if self._head else data
-        if head[0] == _CR:
-            if head == b"\r":
-                self._head = head
-                return b""
-            if head[1] == _LF:  # RFC 9112 2.2: an empty line before a request is ignored
-                self._head = b""
-                return head[2:]
-        end = head.find(_END_OF_HEAD)
+                return at
+        held = 0
+        if begun is not None:
+            held = len(begun.text)
+            data = begun.text + data  # its end was the end of a read: `at` is 0
+        if data[at] == _CR and data[at : at + 2] != b"\r":
+            self._skip_line(data, at)
+            return at + 2 - held
+        end = data.find(_END_OF_HEAD, at)
         if end < 0:
-            self._hold_head(head, data)
-            return b""
+            if begun is None:
+                begun = self._begun = BegunHead(self._limits)
+            begun.add(data[at + held :])
+            return len(data) - held
         end += len(_END_OF_HEAD)
-        if end == len(head):
-            self._read_head(head)
-            return b""
-        self._read_head(head[:end])
-        return head[end:]
+        self._read_head(data[at:end])
+        return end - held
 
-    def _hold_head(self, head: bytes, data: bytes) -> None:
-        """Keeps what has come of a head, unless it can be told already that it will be refused."""
-        limits = self._limits
-        line_end = head.find(b"\r\n")
-        self._request = self._request or Request()
-        if (line_end if line_end >= 0 else len(head)) > limits.target_bytes_max + _METHOD_AND_VERSION_MAX:
-            raise GatewayError("target_too_long", "The request target is too long.")
-        if len(head) > limits.head_bytes_max:
-            raise GatewayError("head_too_large", "The request head is too large.")
-        if not self._head:
-            self._judge = HttpRequestParser(_NOBODY)
-        if self._judge is not None:
-            _validate(self._judge, data)
-        if line_end >= 0:
-            _check_version(head, line_end)
-        self._head = head
+    def _skip_line(self, data: bytes, at: int) -> None:
+        """An empty line before a request is ignored (RFC 9112 2.2): one."""
+        if self._skipped_line or data[at + 1] != _LF:
+            raise GatewayError("bad_http", "The request line is malformed.")
+        self._begun = None
+        self._skipped_line = True
 
     def _read_head(self, head: bytes) -> None:
         """The head is whole: what it says decides what follows. Raises GatewayError."""
         limits = self._limits
         request = self._request = Request()
-        line_end = head.find(b"\r\n")
-        if line_end > limits.target_bytes_max + _METHOD_AND_VERSION_MAX:
-            raise GatewayError("target_too_long", "The request target is too long.")
-        if len(head) > limits.head_bytes_max:
-            raise GatewayError("head_too_large", "The request head is too large.")
-        _validate(HttpRequestParser(_NOBODY), head)
-        if head[line_end - _VERSION_LENGTH : line_end] != _HTTP_1_1:
-            _check_version(head, line_end)
+        line_end = head.find(END_OF_LINE)
+        method, _, target = head[: line_end - VERSION_BYTES].partition(b" ")
+        request.method = method
+        check_size(head, line_end, limits)
+        if not is_valid(head) or method not in METHODS:
+            raise what_is_wrong(head)
+        check_line(head, line_end)
         # llhttp has seen to it that lines end in CRLF only, and names and values hold nothing else.
         http_1_0 = request.http_1_0 = head[line_end - 1] == _ZERO
-        method, _, target = head[: line_end - _VERSION_LENGTH].partition(b" ")
-        request.method = method
         headers = request.headers
-        _read_fields(head[line_end + 2 : -4], headers, limits.headers_max)
-        if method not in METHODS:
-            raise GatewayError("not_implemented", "This method is not implemented.")
+        read_fields(head[line_end + 2 : -4], headers, limits.headers_max)
         if target != self._target or headers.get(b"host") != self._host or http_1_0:
             # Checked anew where it differs from the request before, on a connection hardly ever.
             host = check_host(headers, http_1_0)
@@ -239,13 +256,15 @@ class RequestReader:
         if b"connection" in headers or http_1_0 or b"upgrade" in headers:
             request.keep_alive = not wants_close(headers, http_1_0) and b"upgrade" not in headers
         wants_continue = b"expect" in headers and check_expect(headers, http_1_0)
+        if not length and method in _WITH_BODY and b"content-length" not in headers:
+            request.keep_alive = False
         try:
             self._gate(request)
         except GatewayError as error:
             if length:  # not worth reading: refuse at once and close
                 raise
             request.error = error
-        self._head = b""
+        self._begun = None
         if not length:
             self._complete(b"")
             return
@@ -255,32 +274,32 @@ class RequestReader:
             self._chunks = ChunkedBody(limits.body_bytes_max)
         else:
             self._part = _LENGTH
-            self._left = length
+            self._left = self._length = length
             self._known = KnownHead.of(head, request)
 
     # -- the body --
 
-    def _take_length(self, data: bytes) -> bytes:
+    def _take_length(self, data: bytes, at: int) -> int:
         left = self._left
-        if self._pieces is None and len(data) == left:  # nearly always: the whole of it, in one read
-            self._complete(data)
-            return b""
-        piece = data[:left]
+        piece = data[at : at + left]
+        if self._pieces is None and len(piece) == left:  # nearly always: the whole of it, in one read
+            self._complete(piece)
+            return at + left
         if self._pieces is None:
             self._pieces = []
         self._pieces.append(piece)
         self._left = left - len(piece)
         if not self._left:
             self._complete(b"".join(self._pieces))
-        return data[left:]
+        return at + len(piece)
 
-    def _take_chunks(self, data: bytes) -> bytes:
+    def _take_chunks(self, data: bytes, at: int) -> int:
         chunks = self._chunks
         assert chunks is not None
-        rest = chunks.feed(data)
+        at = chunks.feed(data, at)
         if chunks.done:
             self._complete(chunks.body)
-        return rest
+        return at
 
     # -- ends --
 
@@ -295,7 +314,7 @@ class RequestReader:
 
     def _end_with(self, error: GatewayError) -> None:
         """The connection ends with this error, after the answers to what came before it."""
-        request = self._request or Request()
+        request = self._request or Request(method=b"" if self._begun is None else self._begun.method)
         request.error = error
         request.keep_alive = False
         self._forget()
@@ -306,43 +325,7 @@ class RequestReader:
         self._request = None
         self._pieces = None
         self._chunks = None
-        self._judge = None
-        self._head = b""
+        self._begun = None
         self.head_timed = False
         self.wants_continue = False
-
-
-def _validate(judge: HttpRequestParser, data: bytes) -> None:
-    """llhttp looks for what is not HTTP/1.1: in parts of a head as they come, as well as in a whole one."""
-    try:
-        judge.feed_data(data)
-    except HttpParserUpgrade:
-        pass
-    except HttpParserError:
-        raise GatewayError("bad_http", "The request is not well-formed HTTP/1.1.") from None
-
-
-def _check_version(head: bytes, line_end: int) -> None:
-    """llhttp takes a line without a version for HTTP/0.9, and any protocol's version for one of HTTP."""
-    if head[line_end - _VERSION_LENGTH : line_end] in _VERSIONS:
-        return
-    if b" HTTP/" in head[:line_end]:
-        raise GatewayError("http_version", "Only HTTP/1.1 and HTTP/1.0 are supported.")
-    raise GatewayError("bad_http", "The request line is malformed.")
-
-
-def _read_fields(lines: bytes, headers: dict[bytes, bytes], headers_max: int) -> None:
-    """The fields of a valid head. A repeated one is joined by a comma, where that is possible (RFC 9110 5.3)."""
-    if not lines:
-        return
-    for line in lines.split(b"\r\n"):
-        name, _, value = line.partition(b":")
-        name = name.lower()
-        value = value.strip(b" \t")
-        if name in headers:
-            if name in SINGLETONS:
-                raise GatewayError("bad_http", f"The {name.decode()} header is repeated.")
-            value = headers[name] + b", " + value
-        elif len(headers) >= headers_max:
-            raise GatewayError("head_too_large", "The request has too many headers.")
-        headers[name] = value
+        self._skipped_line = False

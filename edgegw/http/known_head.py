@@ -44,13 +44,13 @@ class KnownHead:
         start = head.find(digits, head.lower().index(_LENGTH_FIELD) + len(_LENGTH_FIELD))
         return cls(head[:start], head[start + len(digits) :], request)
 
-    def read(self, data: bytes, body_bytes_max: int) -> tuple[Request, int, bytes] | None:
-        """The request that `data` begins with, the length of its body (above 0), and what follows the head. None when
-        it is another head, or not all of it, or one to be refused."""
+    def read(self, data: bytes, at: int, body_bytes_max: int) -> tuple[Request, int, int] | None:
+        """The request whose head stands in `data` at `at`, the length of its body (above 0), and where the head ends.
+        None when it is another head, or not all of it, or one to be refused."""
         before, behind = self._before, self._behind
-        if not data.startswith(before):
+        if not data.startswith(before, at):
             return None
-        start = len(before)
+        start = at + len(before)
         end = data.find(b"\r", start)
         digits = data[start:end]
         if not (data.startswith(behind, end) and digits.isdigit() and len(digits) <= _DIGITS_MAX):
@@ -60,4 +60,4 @@ class KnownHead:
             return None
         headers = self._headers.copy()
         headers[b"content-length"] = digits
-        return Request(self._method, self._path, self._query, headers), length, data[end + len(behind) :]
+        return Request(self._method, self._path, self._query, headers), length, end + len(behind)

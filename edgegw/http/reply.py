@@ -86,6 +86,8 @@ class ReplyConnection(Protocol):
 
     def abandon(self) -> None: ...
 
+    def break_off(self, reply: Reply) -> None: ...
+
 
 class Reply:
     """The writing side towards the client for one request. Either `send` once, or `start`, `write`…, and `end` or
@@ -191,6 +193,10 @@ class Reply:
         """Ends a started stream with `last` (an error event) and closes the connection."""
         self.request.keep_alive = False
         self.end(last)
+
+    def break_off(self) -> None:
+        """Nobody can say how this reply would have gone on: the connection breaks, unless the reply is complete."""
+        self._connection.break_off(self)
 
     def probe(self) -> bool:
         """Sends bytes without meaning; False when there is nothing that may be sent now."""

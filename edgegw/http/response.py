@@ -67,12 +67,10 @@ def is_chunked(headers: Headers, minor: int) -> bool | None:
     return True if coding.lower() == b"chunked" and minor == 1 else None
 
 
-def ends_at_close(headers: Headers, minor: int) -> bool:
-    """Whether the end of the connection is an honest end of the body (RFC 9112 6.3 item 8): nothing else delimits it,
-    and the upstream said that it would close, by HTTP/1.0 or by `connection: close`."""
-    if b"content-length" in headers or b"transfer-encoding" in headers:
-        return False
-    return minor == 0 or b"close" in [token.strip() for token in headers.get(b"connection", b"").lower().split(b",")]
+def ends_at_close(headers: Headers) -> bool:
+    """Whether the end of the connection is the end of the body (RFC 9112 6.3 item 8, and 8): nothing else delimits it.
+    Whether all of it has come, who reads it tells from what is in it."""
+    return b"content-length" not in headers and b"transfer-encoding" not in headers
 
 
 def tunnel_status(head: bytes) -> int:
@@ -249,7 +247,7 @@ class ResponseReader:
         self.headers = headers
         if not (minor and self._keep_alive):
             self._keep_alive = False
-            self._open_ended = ends_at_close(headers, minor)
+            self._open_ended = ends_at_close(headers)
         return None
 
     def _behind_announcements(self, head: bytes) -> int:

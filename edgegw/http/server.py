@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from edgegw.http.client_connection import ClientConnection, Handler, Waits
+from edgegw.http.knocks import hear
 from edgegw.http.outbox import Outbox
 from edgegw.http.request import Request, RequestLimits
 from edgegw.http.watch import Watch
@@ -21,6 +22,8 @@ QUEUE_S = 0.05
 # Whoever is let in last has this long to say what they want, before connections without a request are closed.
 LATECOMERS_S = 1.0
 LATECOMERS_POLL_S = 0.01
+# How often a server that drains looks whether all have gone.
+GONE_POLL_S = 0.01
 
 
 class Server:
@@ -62,6 +65,9 @@ class Server:
         close a connection resets who has just sent a request over it. (That nobody new gets into the queue meanwhile
         is for the owner of the socket to see to.)"""
         self.draining = True
+        for connection in self.connections:
+            if connection.is_new:
+                hear(connection.transport.get_extra_info("socket"))
         await asyncio.sleep(QUEUE_S)
         for caller in self._stop_listening():
             with suppress(OSError):  # gone already
@@ -71,12 +77,20 @@ class Server:
             await asyncio.sleep(LATECOMERS_POLL_S)
 
     def drain(self) -> None:
-        """Stops accepting and closes what is idle; requests in work end with `connection: close`."""
+        """Stops accepting and closes what is idle. Whoever is left asks, is answered with `connection: close`, and
+        takes the answer."""
         self.draining = True
         for caller in self._stop_listening():
             caller.close()
         for connection in tuple(self.connections):
             connection.close_if_idle()
+
+    async def wait_gone(self, within_s: float) -> None:
+        """After `drain`: until the last client has all of its answer and is gone, or the time is over. Who is sending a
+        request is waited for, and who reads slowly; nothing is in work for either of them."""
+        by_s = self.loop.time() + within_s
+        while self.connections and self.loop.time() < by_s:  # noqa: ASYNC110 (an event would cost every connection)
+            await asyncio.sleep(GONE_POLL_S)
 
     def _stop_listening(self) -> list[socket.socket]:
         """The connections that were waiting at the door when it was closed."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Protocol, cast
 
-from edgegw.errors import UpstreamFault
+from edgegw.errors import UpstreamFault, own_fault
 from edgegw.http.outbox import Outbox
 from edgegw.http.response import Headers, ResponseReader
 
@@ -24,7 +24,8 @@ Lane = Callable[[bytes], bool]
 
 class Sink(Protocol):
     """What receives one reply: `on_head`, any number of `on_body`, then exactly one of `on_end` and `on_fault`, last
-    (`on_fault` may come first and alone). After `Connection.abort()` it is told nothing more. It must not raise."""
+    (`on_fault` may come first and alone). After `Connection.abort()` it is told nothing more. It should not raise: what
+    it raises comes back to it as an `on_fault`, and that one must not raise."""
 
     def on_head(self, status: int, headers: Headers) -> None:
         """The head of the reply, status 200..599; names in lower case. They are the sink's to keep."""
@@ -73,7 +74,6 @@ class Owner(Protocol):
 
 _CUT_BEFORE = "The provider closed the connection without an answer."
 _CUT_WITHIN = "The provider closed the connection before its answer was complete."
-_OURS = "The gateway failed while it handled the provider's answer."
 
 
 class Connection(asyncio.Protocol):
@@ -165,36 +165,41 @@ class Connection(asyncio.Protocol):
     # The reply.
 
     def data_received(self, data: bytes) -> None:
-        reader = self._reader
-        assert reader is not None
-        if reader.between:
-            lane = self.lane
-            if lane is not None and lane(data):
+        try:
+            reader = self._reader
+            assert reader is not None
+            if reader.between:
+                lane = self.lane
+                if lane is not None and lane(data):
+                    return
+            state = self.state
+            if state is not _HEAD and state is not _BODY:
+                self._close()  # bytes that nobody waits for must not become the answer to the next request
                 return
-        state = self.state
-        if state is not _HEAD and state is not _BODY:
-            self._close()  # bytes that nobody waits for must not become the answer to the next request
-            return
-        sink = self._sink
-        assert sink is not None
-        reader.feed(data)
-        if state is _HEAD:
-            self._request = None
-            if reader.status:
-                self.state = _BODY
-                sink.on_head(reader.status, reader.headers)
+            sink = self._sink
+            assert sink is not None
+            reader.feed(data)
+            if state is _HEAD:
+                self._request = None
+                if reader.status:
+                    self.state = _BODY
+                    sink.on_head(reader.status, reader.headers)
+                    if self.state is not _BODY:
+                        return
+                elif reader.trouble is None:
+                    return
+            if reader.body:
+                sink.on_body(reader.body)
                 if self.state is not _BODY:
                     return
-            elif reader.trouble is None:
-                return
-        if reader.body:
-            sink.on_body(reader.body)
-            if self.state is not _BODY:
-                return
-        if reader.ended:
-            self._finish(sink, reader.reusable)
-        elif reader.trouble is not None:
-            self._fail(UpstreamFault("upstream_garbage", reader.trouble, status=reader.status))
+            if reader.ended:
+                self._finish(sink, reader.reusable)
+            elif reader.trouble is not None:
+                self._fail(UpstreamFault("upstream_garbage", reader.trouble, status=reader.status))
+        except Exception as error:
+            if self._sink is None:  # nobody is there whose reply it was: the loop tells of it
+                raise
+            self._fail(own_fault(error))
 
     def _finish(self, sink: Sink, reusable: bool) -> None:
         transport, reader = self._transport, self._reader
@@ -210,7 +215,10 @@ class Connection(asyncio.Protocol):
             self._owner.keep(self)
         else:
             self._close()
-        sink.on_end()
+        try:
+            sink.on_end()
+        except Exception as error:
+            sink.on_fault(own_fault(error))
 
     def _fail(self, fault: UpstreamFault) -> None:
         sink = self._sink
@@ -268,7 +276,7 @@ class Connection(asyncio.Protocol):
             self._owner.redial(self)
             return
         if exc is not None and not isinstance(exc, OSError):
-            self._fail(UpstreamFault("internal", _OURS))  # a sink or a lane raised, and the loop has logged it
+            self._fail(own_fault(exc))
         else:
             self._fail(self._cut())
         self._transport = None

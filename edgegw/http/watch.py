@@ -50,4 +50,8 @@ class Watch:
         now_s = self.now_s = self._clock()
         self._handle = self._loop.call_later(TICK_S, self._tick)
         for waiter in [waiter for waiter in self._waiters if waiter.expires_s <= now_s]:
-            waiter.expire(now_s)
+            try:
+                waiter.expire(now_s)
+            except Exception as error:  # of one of them, which neither the others nor the next tick should meet
+                self.discard(waiter)
+                self._loop.call_exception_handler({"message": "a wait ended in an error", "exception": error})

@@ -155,46 +155,45 @@ def encode_end(exchange: Exchange, seq: int, only: Attempt | None = None) -> byt
     usage = exchange.usage or _NoUsage
     committed_s = exchange.committed_s
     duration_s = exchange.duration_s
-    return _payload(
-        (
-            TAG_END,
-            VERSION,
-            seq,
-            exchange.id,
-            exchange.started_ns,
-            exchange.tenant,
-            exchange.use_case,
-            None if route is None else route.name,
-            exchange.dialect,
-            exchange.model_asked,
-            exchange.stream,
-            exchange.state,
-            exchange.status,
-            exchange.error_kind,
-            len(attempts),
-            provider,
-            model,
-        )
-        # Two halves: a tuple of more than thirty is put together item by item, by way of a list.
-        + (
-            usage.input,
-            usage.output,
-            usage.cached,
-            usage.cache_write,
-            usage.reasoning,
-            usage.estimated,
-            None if committed_s is None else int(committed_s * 1e6),
-            int(duration_s * 1e6),
-            int((duration_s - exchange.upstream_s) * 1e6),
-            exchange.bytes_in,
-            exchange.bytes_out,
-            exchange.key_id,
-            within,
-            exchange.session_id,
-            exchange.user_id,
-            exchange.trace,
-        )
+    # Two halves: a tuple of more than thirty is put together item by item, by way of a list.
+    whose = (
+        TAG_END,
+        VERSION,
+        seq,
+        exchange.id,
+        exchange.started_ns,
+        exchange.tenant,
+        exchange.use_case,
+        None if route is None else route.name,
+        exchange.dialect,
+        exchange.model_asked,
+        exchange.stream,
+        exchange.state,
+        exchange.status,
+        exchange.error_kind,
+        len(attempts),
+        provider,
+        model,
     )
+    what = (
+        usage.input,
+        usage.output,
+        usage.cached,
+        usage.cache_write,
+        usage.reasoning,
+        usage.estimated,
+        None if committed_s is None else int(committed_s * 1e6),
+        int(duration_s * 1e6),
+        int((duration_s - exchange.upstream_s) * 1e6),
+        exchange.bytes_in,
+        exchange.bytes_out,
+        exchange.key_id,
+        within,
+        exchange.session_id,
+        exchange.user_id,
+        exchange.trace,
+    )
+    return _payload(whose + what)
 
 
 def encode_vitals(slot: int, wall_ns: int, gauges: dict[str, float], seq: int) -> bytes:

@@ -29,10 +29,11 @@ from zlib import crc32
 from edgegw.exchange import Attempt, Exchange
 from edgegw.ledger import segment
 from edgegw.ledger.encoding import encode_attempt, encode_begin, encode_end, encode_try, encode_vitals, only_attempt
-from edgegw.ledger.life import Life, Segment, open_life, sync
-from edgegw.ledger.room import AT_THE_BOUND, JournalFull, Trouble, bytes_on_disk, trouble_of
+from edgegw.ledger.life import Life, Segment, make_segment, open_life, sync
+from edgegw.ledger.room import JournalFull, Trouble, trouble_of
 from edgegw.ledger.segment import FRAME_BYTES, HEADER_BYTES, SEGMENT_BYTES_MIN
 from edgegw.settings import WhenFull
+from edgegw.trace import about
 
 # What a segment holds is about 10,000 exchanges; making one takes about 0.1 ms.
 SEGMENT_BYTES_DEFAULT = 8 << 20
@@ -155,7 +156,7 @@ class Journal:
         try:
             if self.trouble is not None:
                 raise JournalFull(self.trouble)
-            self._append(encode_begin(exchange, attempt, self._seq + 1))
+            self._append(encode_begin(exchange, attempt, self._seq + 1), exchange)
             exchange.begun = True
         except JournalFull:
             if not self._drops:
@@ -166,7 +167,7 @@ class Journal:
         """Before the first byte of a second or later attempt goes upstream."""
         if exchange.begun:
             try:
-                self._append(encode_try(exchange, attempt, self._seq + 1))
+                self._append(encode_try(exchange, attempt, self._seq + 1), exchange)
             except JournalFull:
                 self.lost += 1
 
@@ -175,7 +176,7 @@ class Journal:
         attempt.written = True
         if exchange.begun:
             try:
-                self._append(encode_attempt(exchange, attempt, self._seq + 1))
+                self._append(encode_attempt(exchange, attempt, self._seq + 1), exchange)
             except JournalFull:
                 self.lost += 1
 
@@ -191,7 +192,7 @@ class Journal:
                 if not attempt.written:
                     self.attempt(exchange, attempt)
         try:
-            self._append(encode_end(exchange, self._seq + 1, only))
+            self._append(encode_end(exchange, self._seq + 1, only), exchange)
         except JournalFull:
             self.lost += 1
 
@@ -208,7 +209,7 @@ class Journal:
         try:
             if self.trouble is not None:
                 raise JournalFull(self.trouble)
-            self._append(encode_end(exchange, self._seq + 1, None))
+            self._append(encode_end(exchange, self._seq + 1, None), exchange)
         except JournalFull:
             self.dropped_refusals += 1
 
@@ -252,11 +253,11 @@ class Journal:
             self._words[segment.WORD_CLOSED] = 1
         self._leave_life()
 
-    def _append(self, payload: bytes) -> None:
+    def _append(self, payload: bytes, exchange: Exchange | None = None) -> None:
         size = len(payload)
         after = (self._at + size + _ROUND) & _ALIGNED
         if after > self._limit:
-            self._make_room(after)
+            self._make_room(after, exchange)
             after = (self._at + size + _ROUND) & _ALIGNED
         at = self._at
         self._map[at + 8 : at + 8 + size] = payload
@@ -267,20 +268,21 @@ class Journal:
         self._at = after
         self._seq += 1
 
-    def _make_room(self, after: int) -> None:
-        """At the low-water mark, or at the end of the segment. Raises JournalFull when there is no way on."""
+    def _make_room(self, after: int, exchange: Exchange | None) -> None:
+        """At the low-water mark, or at the end of the segment. Raises JournalFull when there is no way on. `exchange`:
+        whose record it is."""
         life, current = self._life, self._current
         if life is None or current is None or self._end == NOWHERE:
             raise JournalFull(self.trouble or _NO_LIFE)
         try:
-            self._make_spare()
+            self._make_spare(exchange)
         except JournalFull as full:
-            self._in_trouble(full.trouble)
+            self._in_trouble(full.trouble, exchange)
         if after <= self._end:
             self._limit = self._end
             return
         # Where the reserve is used up, what has begun may go beyond bytes_max as long as the disk allows.
-        fresh = self._spare or self._make(life, current.index + 1, self._segment_bytes)
+        fresh = self._spare or make_segment(life, current.index + 1, self._segment_bytes)
         self._spare = None
         self._words[segment.WORD_END] = self._at
         if self._sealed is not None:
@@ -298,24 +300,26 @@ class Journal:
         # Until the next segment is ready, half of this one is a reserve: passing the mark makes us look again.
         self._limit = fresh.bytes // 2
 
-    def _make_spare(self) -> None:
+    def _make_spare(self, exchange: Exchange | None = None) -> None:
         """The next segment, unless there is one: then all is well. Raises JournalFull."""
         life, current = self._life, self._current
         if life is None or current is None:
             raise JournalFull(self.trouble or _NO_LIFE)
         if self._spare is None:
-            self._spare = self._make_within_bound(life, current.index + 1)
+            self._spare = make_segment(life, current.index + 1, self._segment_bytes, self._bytes_max)
         if self.trouble is not None:
             counts = f"{self.dropped} exchanges and {self.dropped_refusals} refusals have no row"
-            logger.warning("the journal takes records again; %s, %d records are lost", counts, self.lost)
+            again = "the journal takes records again; %s, %d records are lost"
+            logger.warning(again, counts, self.lost, extra=about(exchange))
         self.trouble = None
         self.full = False
         self._limit = self._end = current.bytes
 
-    def _in_trouble(self, trouble: Trouble) -> None:
+    def _in_trouble(self, trouble: Trouble, exchange: Exchange | None = None) -> None:
         if trouble != self.trouble:
             becomes = "dropped" if self._drops else "refused"
-            logger.warning("the journal takes no new exchange, they are %s: %s", becomes, trouble.reason)
+            full = "the journal takes no new exchange, they are %s: %s"
+            logger.warning(full, becomes, trouble.reason, extra=about(exchange))
         self.trouble = trouble
         self.full = not self._drops
 
@@ -327,10 +331,10 @@ class Journal:
         life = open_life(self._state_dir, self._slot, self._pid, self._wall_ns + self._lives - 1)
         try:
             try:
-                first = self._make_within_bound(life, 1)
+                first = make_segment(life, 1, self._segment_bytes, self._bytes_max)
             except JournalFull:
                 # A worker that starts while the books wait on disk must not add to them, only say 503 in good order.
-                first = self._make(life, 1, SEGMENT_BYTES_MIN)
+                first = make_segment(life, 1, SEGMENT_BYTES_MIN)
         except JournalFull:
             life.discard()
             raise
@@ -350,18 +354,3 @@ class Journal:
         if self._life is not None:
             self._life.close()
         self._life = self._current = self._spare = None
-
-    def _make_within_bound(self, life: Life, index: int) -> Segment:
-        try:
-            waiting = bytes_on_disk(life.directory.parent)
-        except OSError as error:
-            raise JournalFull(trouble_of(error)) from error
-        if waiting + self._segment_bytes > self._bytes_max:
-            raise JournalFull(AT_THE_BOUND)
-        return self._make(life, index, self._segment_bytes)
-
-    def _make(self, life: Life, index: int, size: int) -> Segment:
-        try:
-            return life.make(index, size)
-        except OSError as error:
-            raise JournalFull(trouble_of(error)) from error

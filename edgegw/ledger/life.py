@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgegw.ledger import segment
-from edgegw.ledger.room import NO_SPACE
+from edgegw.ledger.room import AT_THE_BOUND, NO_SPACE, JournalFull, bytes_on_disk, trouble_of
 from edgegw.ledger.segment import segment_name
 
 JOURNAL_DIR = "journal"
@@ -99,6 +99,17 @@ class Life:
         """Close and delete one that has no record."""
         self.close()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def make_segment(life: Life, index: int, size: int, bytes_max: int | None = None) -> Segment:
+    """The next segment. `bytes_max`: what all journals below the state directory may occupy with it. Raises
+    JournalFull, and leaves nothing behind then."""
+    try:
+        if bytes_max is not None and bytes_on_disk(life.directory.parent) + size > bytes_max:
+            raise JournalFull(AT_THE_BOUND)
+        return life.make(index, size)
+    except OSError as error:
+        raise JournalFull(trouble_of(error)) from error
 
 
 def open_life(state_dir: Path, slot: int, pid: int, wall_ns: int) -> Life:

@@ -23,6 +23,8 @@ from typing import Annotated
 
 import msgspec
 
+from edgegw import trace
+
 # 2: an End may carry its only attempt. A reader of version 1 would take such an End and lose the attempt.
 VERSION = 2
 _READABLE = frozenset({1, 2})
@@ -275,6 +277,20 @@ def happened_ns(record: Record) -> int:
             return min(record.started_ns + record.duration_us * 1000, INTEGER_MAX)
         case Vitals():
             return record.wall_ns
+
+
+def about(record: Record) -> dict[str, str] | None:
+    """What a line of the log carries that is about this record. Of what happens within a request the trace is told at
+    its begin and at its end."""
+    match record:
+        case Begin() | End():
+            return trace.about(record)
+        case Try():
+            return {"request_id": record.id}
+        case AttemptRecord():
+            return {"request_id": record.request_id}
+        case Vitals():
+            return None
 
 
 def _mended(payload: bytes) -> Record:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgegw.ledger.record import ATTEMPT_COLUMNS, REQUEST_COLUMNS, End, attempt_row, request_row
+from edgegw.ledger.record import ATTEMPT_COLUMNS, REQUEST_COLUMNS, AttemptRecord, End, attempt_row, request_row
 from edgegw.ledger.store import Batch, RejectedError
 
 REJECTED_DIR = "rejected"
@@ -97,8 +97,14 @@ def rows_set_aside(state_dir: Path) -> Iterator[dict[str, Any]]:
                     yield found
 
 
+def row_of(batch: Batch, one: Blamed) -> End | AttemptRecord:
+    """The row that is to blame."""
+    of_requests = len(batch.requests)
+    return batch.requests[one.number] if one.number < of_requests else batch.attempts[one.number - of_requests]
+
+
 def _line(batch: Batch, one: Blamed, wall_ns: int) -> bytes:
-    record = (batch.requests + batch.attempts)[one.number]
+    record = row_of(batch, one)
     if isinstance(record, End):
         table, row = "requests", dict(zip(REQUEST_COLUMNS, request_row(record), strict=True))
     else:

@@ -22,8 +22,8 @@ from typing import TypeVar
 from edgegw.clock import Clock
 from edgegw.ledger.assembly import Assembler, Price
 from edgegw.ledger.reader import Damage, Reader
-from edgegw.ledger.record import End, happened_ns
-from edgegw.ledger.rejected import lines_of, set_aside, write_by_halves
+from edgegw.ledger.record import End, about, happened_ns
+from edgegw.ledger.rejected import lines_of, row_of, set_aside, write_by_halves
 from edgegw.ledger.store import Batch, Checkpoint, Position, RejectedError, Store, StoreError
 from edgegw.ledger.telling import Observer, Teller
 
@@ -245,7 +245,9 @@ class Shipper:
             lines = lines_of(batch, blamed, self._clock.wall_ns())
             lost = await self._insist(lambda: self._set_aside(lines), ahead)
             if not self.tally.rejected:
-                _log.error("the database does not take %d rows; they are set aside: %s", len(blamed), blamed[0].reason)
+                first = min(blamed, key=lambda one: one.number)
+                message = "the database does not take %d rows; they are set aside. The first: %s"
+                _log.error(message, len(blamed), first.reason, extra=about(row_of(batch, first)))
             self.tally.rejected += len(blamed)
             self.tally.rejected_lost += lost
         await self._insist(lambda: self._write_checkpoint(checkpoint), ahead)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from edgegw.ledger.assembly import Assembler, Price
 from edgegw.ledger.reader import Damage, LifeReader, Reader
-from edgegw.ledger.record import Record
+from edgegw.ledger.record import Record, about
 from edgegw.ledger.store import Checkpoint, OpenExchange, Position
 
 Observer = Callable[[Iterator[Record]], None]
@@ -73,19 +73,20 @@ class Teller:
     def _tell(self, records: Sequence[Record]) -> None:
         for observer in self._observers:
             left = iter(records)
-            while length_hint(left) and not self._told(observer, left):
+            while length_hint(left) and not self._told(observer, records, left):
                 self.errors += 1
 
-    def _told(self, observer: Observer, left: Iterator[Record]) -> bool:
+    def _told(self, observer: Observer, records: Sequence[Record], left: Iterator[Record]) -> bool:
         """False: it failed at a record, and there may be more."""
         before = length_hint(left)
         try:
             observer(left)
         except Exception:
-            if not self.errors:
-                _log.exception("an observer of the ledger fails; the books go on")
             if length_hint(left) == before:  # it did not even take one
                 next(left, None)
+            if not self.errors:
+                failed_at = records[len(records) - length_hint(left) - 1]
+                _log.exception("an observer of the ledger fails; the books go on", extra=about(failed_at))
             return False
         return True
 

@@ -8,7 +8,7 @@ from edgegw.dialects import anthropic_messages
 from edgegw.dialects.anthropic_request import unwraps, write
 from edgegw.dialects.anthropic_stream import AnthropicStream
 from edgegw.dialects.base import Ask, Call, PlainReply, StreamReader
-from edgegw.dialects.openai_chat_request import to_neutral, wants_json_of_a_schema
+from edgegw.dialects.openai_chat_request import schema_wanted, to_neutral
 from edgegw.dialects.openai_chat_writer import ChunkWriter, write_answer
 from edgegw.errors import UpstreamFault
 from edgegw.providers.base import Provider, ProviderSettings
@@ -49,4 +49,4 @@ class Anthropic(Provider):
         return anthropic_messages.words_of(error)
 
     def _unwrap(self, ask: Ask, model: str) -> str | None:
-        return unwraps(wants_json_of_a_schema(ask), self._models.capabilities(model))
+        return unwraps(schema_wanted(ask), self._models.capabilities(model))

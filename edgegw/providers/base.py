@@ -18,7 +18,7 @@ import msgspec
 from edgegw import __version__
 from edgegw.dialects.base import Ask, Call, PlainReply, StreamReader
 from edgegw.dialects.openai_chat_reply import error_words, kind_of_words
-from edgegw.errors import UpstreamFault
+from edgegw.errors import OWN_KEY_REFUSED, UpstreamFault
 from edgegw.providers.retry_after import retry_after_s
 
 # What is kept of a provider's error body.
@@ -53,7 +53,7 @@ STAY_AWAY_S = 60.0
 
 # What a client is told when the provider gave no message that can be shown.
 _MESSAGES = {
-    "upstream_auth": "The provider refused the gateway's own credentials.",
+    "upstream_auth": OWN_KEY_REFUSED,
     "upstream_garbage": "The provider sent an answer that cannot be understood.",
     "upstream_overloaded": "The provider is overloaded.",
     "upstream_quota": "The provider's quota for the gateway is used up.",

@@ -34,6 +34,7 @@ from edgegw.settings.model import (
     parse_target,
 )
 from edgegw.settings.redis_address import RedisAddress, RedisMode, parse_redis
+from edgegw.settings.reference import reference
 from edgegw.settings.schema import schema
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "parse_postgres",
     "parse_redis",
     "parse_target",
+    "reference",
     "schema",
     "warnings",
 ]

@@ -24,30 +24,22 @@ class Variable(Struct, frozen=True):
 
     name: str
     path: tuple[str, ...]
-    doc: str
     part: Literal["host", "port"] | None = None
     beside_a_file: Literal["ignored", "fills", "overrides"] = "ignored"
 
 
 VARIABLES = (
-    Variable("EDGEGW_HOST", ("server", "listen"), "The address to serve clients on.", "host", "overrides"),
-    Variable("PORT", ("server", "listen"), "The port clients are served on.", "port", "overrides"),
-    Variable("EDGEGW_ADMIN_HOST", ("server", "admin"), "The address of probes and metrics.", "host", "overrides"),
-    Variable("EDGEGW_ADMIN_PORT", ("server", "admin"), "The port of probes and metrics.", "port", "overrides"),
-    Variable("EDGEGW_WORKERS", ("server", "workers"), "Worker processes, or auto."),
-    Variable(
-        "EDGEGW_STATE_DIR", ("server", "state_dir"), "Where journal and rows are kept.", beside_a_file="overrides"
-    ),
-    Variable("EDGEGW_AUTH", ("auth",), "none, or keys: what a request has to bring.", beside_a_file="fills"),
-    Variable(
-        "EDGEGW_ALLOW_UNAUTHENTICATED",
-        ("server", "allow_unauthenticated"),
-        "true serves other machines although auth is none.",
-        beside_a_file="fills",
-    ),
-    Variable("TOKENS_PER_MINUTE", ("limits", "tokens_per_minute"), "Tokens of a tenant, per minute."),
-    Variable("DATABASE_URL", ("storage", "database_url"), "Where rows are kept, if not in the state directory."),
-    Variable("REDIS_URL", ("storage", "redis_url"), "Limits shared between gateways."),
+    Variable("EDGEGW_HOST", ("server", "listen"), "host", "overrides"),
+    Variable("PORT", ("server", "listen"), "port", "overrides"),
+    Variable("EDGEGW_ADMIN_HOST", ("server", "admin"), "host", "overrides"),
+    Variable("EDGEGW_ADMIN_PORT", ("server", "admin"), "port", "overrides"),
+    Variable("EDGEGW_WORKERS", ("server", "workers")),
+    Variable("EDGEGW_STATE_DIR", ("server", "state_dir"), beside_a_file="overrides"),
+    Variable("EDGEGW_AUTH", ("auth",), beside_a_file="fills"),
+    Variable("EDGEGW_ALLOW_UNAUTHENTICATED", ("server", "allow_unauthenticated"), beside_a_file="fills"),
+    Variable("TOKENS_PER_MINUTE", ("limits", "tokens_per_minute")),
+    Variable("DATABASE_URL", ("storage", "database_url")),
+    Variable("REDIS_URL", ("storage", "redis_url")),
 )
 
 

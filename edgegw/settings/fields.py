@@ -1,8 +1,8 @@
 """The settings, row by row: what may stand in the file, how it is read, and what it is for.
 
 The one list (with `tenant_fields.py`): the loader validates with it, `schema.py` describes it to editors, `describe.py`
-prints by it, and a test holds docs/settings.md against it. To add a setting, add a field with its default in `model.py`
-and a row here.
+prints by it, and `reference.py` makes docs/settings-reference.md of it. To add a setting, add a field with its default
+in `model.py` and a row here, and call `make reference`.
 """
 
 from __future__ import annotations
@@ -136,15 +136,10 @@ PROVIDER = Section(
 SERVER = Section(
     ServerSettings,
     (
-        Field("listen", "listen", addresses.address(), "Where clients are served."),
-        Field("admin", "admin", addresses.address(), "Where probes and metrics are served."),
-        Field("workers", "workers", values.processes(512), "Worker processes; auto is one per CPU."),
-        Field(
-            "state_dir",
-            "state_dir",
-            _PATH,
-            "Where journal, rows and sockets are kept.",
-        ),
+        Field("listen", "listen", addresses.address(), "Where clients are served.", restart=True),
+        Field("admin", "admin", addresses.address(), "Where probes and metrics are served.", restart=True),
+        Field("workers", "workers", values.processes(512), "Worker processes; auto is one per CPU.", restart=True),
+        Field("state_dir", "state_dir", _PATH, "Where journal, rows and sockets are kept.", restart=True),
         Field(
             "drain_timeout",
             "drain_timeout_s",
@@ -293,7 +288,7 @@ ROOT = Section(
         Field(
             "prices",
             "prices",
-            Named(values.target(), PRICE),
+            Named(values.target(), PRICE, called="TARGET"),
             "What models cost, by provider/model or a pattern with a *, where it is not what the table of prices says.",
         ),
         Field("storage", "storage", STORAGE, "Where rows are kept."),

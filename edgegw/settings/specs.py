@@ -16,7 +16,7 @@ from edgegw.settings.values import Kind
 
 class Field(Struct, frozen=True):
     """One key of a section. `attribute` is its name in the struct, where its default stands. A `required` one comes
-    with a `hint` for those who left it out."""
+    with a `hint` for those who left it out. `restart`: a reload does not take a change of it."""
 
     key: str
     attribute: str
@@ -24,6 +24,7 @@ class Field(Struct, frozen=True):
     doc: str
     required: bool = False
     hint: str | None = None
+    restart: bool = False
 
 
 class Section(Struct, frozen=True):
@@ -46,11 +47,13 @@ class Shorthand(Struct, frozen=True):
 
 
 class Named(Struct, frozen=True):
-    """A mapping whose keys the operator chooses, read into a dict. `tells_name`: the item is built with `name=key`."""
+    """A mapping whose keys the operator chooses, read into a dict. `tells_name`: the item is built with `name=key`.
+    `called`: what stands for such a key in a path."""
 
     name: Kind
     item: Spec
     tells_name: bool = False
+    called: str = "NAME"
 
 
 class Several(Struct, frozen=True):

@@ -114,9 +114,19 @@ TENANT = Section(
     TenantSettings,
     (
         Field("limits", "limits", OWN_LIMITS, "What it may use; limits.* goes for what is not set."),
-        Field("models", "models", Named(_MODEL, OWN_LIMITS), "What it may use of a model, or of all that a * matches."),
+        Field(
+            "models",
+            "models",
+            Named(_MODEL, OWN_LIMITS, called="MODEL"),
+            "What it may use of a model, or of all that a * matches.",
+        ),
         Field("allow", "allow", ALLOW, "Where its requests may go."),
-        Field("keys", "keys", Named(_KEY_NAME, Shorthand(_DIGEST, KEY), tells_name=True), "Its keys, by a name each."),
+        Field(
+            "keys",
+            "keys",
+            Named(_KEY_NAME, Shorthand(_DIGEST, KEY), tells_name=True, called="KEY"),
+            "Its keys, by a name each.",
+        ),
         Field(
             "weight",
             "weight",

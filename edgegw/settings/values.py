@@ -22,6 +22,7 @@ _DIGITS_MAX = 15  # more than any setting needs, and few enough to stay exact in
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _UNIT_BYTES = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1}
 
+_ARTICLE = re.compile(r"^(?:an?|the) ")
 _WHOLE = re.compile(r"0|[1-9][0-9]*")
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(ms|s|m|h|d)?")
 _SHARE = re.compile(r"(100|[0-9]{1,2}(?:\.[0-9]{1,6})?) ?%")
@@ -53,6 +54,11 @@ class Kind(Struct, frozen=True, kw_only=True):
     private: bool = False
     names: tuple[str, ...] = ()
     hint: Callable[[str], str | None] = _no_hint
+
+    @property
+    def type(self) -> str:
+        """What stands in a table of types: `expected` without its article."""
+        return _ARTICLE.sub("", self.expected)
 
 
 def whole(low: int, high: int) -> Kind:
@@ -126,12 +132,18 @@ def duration(low: str, high: str) -> Kind:
     def read(text: str) -> float:
         found_ms = _milliseconds(text)
         if not low_ms <= found_ms <= high_ms:
-            raise ValueError(f"must be from {low} to {high}")
+            raise ValueError
         return found_ms / 1000
 
     number = {"type": "number", "minimum": low_ms / 1000, "maximum": high_ms / 1000}
     schema = {"anyOf": [number, {"type": "string", "pattern": f"^{_DURATION.pattern}$"}]}
-    return Kind(expected="a duration such as 500ms, 2s, 1m or 1h", read=read, schema=schema, show=_show_duration)
+    return Kind(
+        expected=f"a duration from {low} to {high}",
+        read=read,
+        schema=schema,
+        show=_show_duration,
+        hint=lambda text: None if _DURATION.fullmatch(text) else "written like 500ms, 2s, 1m or 1h",
+    )
 
 
 def _milliseconds(text: str) -> int:
@@ -171,12 +183,18 @@ def size(low: str, high: str) -> Kind:
     def read(text: str) -> int:
         found_bytes = _bytes(text)
         if not low_bytes <= found_bytes <= high_bytes:
-            raise ValueError(f"must be from {low} to {high}")
+            raise ValueError
         return found_bytes
 
     number = {"type": "integer", "minimum": low_bytes, "maximum": high_bytes}
     schema = {"anyOf": [number, {"type": "string", "pattern": f"^{_SIZE.pattern}$"}]}
-    return Kind(expected="a size such as 64KiB, 20MiB or 1GiB", read=read, schema=schema, show=_show_size)
+    return Kind(
+        expected=f"a size from {low} to {high}",
+        read=read,
+        schema=schema,
+        show=_show_size,
+        hint=lambda text: None if _SIZE.fullmatch(text) else "written like 64KiB, 20MiB or 1GiB",
+    )
 
 
 def _bytes(text: str) -> int:
@@ -201,9 +219,10 @@ def price(high: int) -> Kind:
 
     number = {"type": "number", "minimum": 0, "maximum": high}
     return Kind(
-        expected=f"a price in USD per million tokens such as 2.5, from 0 to {high}, with at most 12 decimals",
+        expected=f"a price in USD per million tokens, from 0 to {high}",
         read=read,
         schema={"anyOf": [number, {"type": "string", "pattern": f"^{_PRICE.pattern}$"}]},
+        hint=lambda text: None if _PRICE.fullmatch(text) else "written like 2.5, with at most 12 decimals",
     )
 
 

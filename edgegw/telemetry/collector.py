@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from edgegw import __version__
@@ -38,6 +38,7 @@ REPLY_BYTES_MAX = 64 * 1024
 # The OTLP specification ("Failures"): these ask for another try, all others do not.
 TRY_AGAIN = frozenset((429, 502, 503, 504))
 _PORTS = {"http": 80, "https": 443}
+T = TypeVar("T")
 _WORDS = {
     "upstream_tls": "no TLS connection to the collector",
     "upstream_cut": "the collector closed the connection",
@@ -141,6 +142,20 @@ class OtlpHttp:
         raise RefusedError(f"the collector answered {answer.status}")
 
 
+async def worked_out(batch: Sequence[Told], work: Callable[[Sequence[Told]], list[T]]) -> list[T]:
+    """What `work` makes of a batch, slice by slice; the loop is everybody's, and leases are waited for at it. Contents
+    are read in a thread: one that is long takes a while by itself."""
+    done: list[T] = []
+    for start in range(0, len(batch), SLICE):
+        some = batch[start : start + SLICE]
+        if any(told.content is not None for told in some):
+            done += await asyncio.to_thread(work, some)
+        else:
+            done += work(some)
+            await asyncio.sleep(0)
+    return done
+
+
 class HttpCollector(OtlpHttp):
     """Sends spans."""
 
@@ -150,13 +165,11 @@ class HttpCollector(OtlpHttp):
         self._encoder = encoder
 
     async def pack(self, batch: Sequence[Told]) -> bytes:
+        return await self.request(self._encoder.request(await worked_out(batch, self._encoded)))
+
+    def _encoded(self, batch: Sequence[Told]) -> list[bytes]:
         span, spans_of = self._encoder.span, self._wording.spans_of
-        encoded: list[bytes] = []
-        for start in range(0, len(batch), SLICE):
-            for told in batch[start : start + SLICE]:
-                encoded += map(span, spans_of(told))
-            await asyncio.sleep(0)
-        return await self.request(self._encoder.request(encoded))
+        return [span(each) for told in batch for each in spans_of(told)]
 
 
 async def _zipped(body: bytes) -> bytes:

@@ -20,7 +20,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.span import TraceState
 
-from edgegw.telemetry.collector import SLICE
+from edgegw.telemetry.collector import worked_out
 from edgegw.telemetry.export import AwayError
 from edgegw.telemetry.spans import CLIENT, Attributes, Span, Told, Wording
 from edgegw.telemetry.variables import Otlp
@@ -74,12 +74,10 @@ class GrpcCollector:
         threading.Thread(target=self._live, name="grpc-collector", daemon=True).start()
 
     async def pack(self, batch: Sequence[Told]) -> list[ReadableSpan]:
-        readable: list[ReadableSpan] = []
-        for start in range(0, len(batch), SLICE):
-            for told in batch[start : start + SLICE]:
-                readable += map(self._spans.of, self._wording.spans_of(told))
-            await asyncio.sleep(0)
-        return readable
+        return await worked_out(batch, self._readable)
+
+    def _readable(self, batch: Sequence[Told]) -> list[ReadableSpan]:
+        return [self._spans.of(span) for told in batch for span in self._wording.spans_of(told)]
 
     async def post(self, packed: list[ReadableSpan]) -> int:
         done: asyncio.Future[SpanExportResult] = self._loop.create_future()

@@ -22,6 +22,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
+
 from edgegw.clock import Clock
 from edgegw.telemetry.spans import Told
 
@@ -29,6 +31,10 @@ from edgegw.telemetry.spans import Told
 BACKOFF_MIN_S = 1.0
 BACKOFF_MAX_S = 32.0
 LOG_EVERY_S = 60.0
+# Prompts and answers in one batch (collectors take 4 MiB by gRPC, as a rule), and in all that waits: beyond that spans
+# go without theirs. Those of a single request may be larger.
+BATCH_CONTENT_BYTES = 2 * 1024 * 1024
+QUEUE_CONTENT_BYTES_MAX = 16 * 1024 * 1024
 
 _log = logging.getLogger(__name__)
 
@@ -59,10 +65,11 @@ class Destination(Protocol):
 
 @dataclass(slots=True)
 class Tally:
-    """Spans since the control process started."""
+    """Spans since the control process started. `bare`: requests whose content there was no room for."""
 
     sent: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    bare: int = 0
 
 
 class Exporter:
@@ -92,6 +99,7 @@ class Exporter:
         self._quiet_until_s = 0.0
         self._unsaid = 0
         self._task: asyncio.Task[None] | None = None
+        self._content_bytes = 0
         self.waiting = 0  # spans
         self.tally = Tally()
 
@@ -101,11 +109,16 @@ class Exporter:
         if self.waiting + spans > self._queue_spans_max:
             self._drop("queue_full", spans, "more come than are taken")
             return
+        size = _content_bytes(told)
+        if size and self._content_bytes and self._content_bytes + size > QUEUE_CONTENT_BYTES_MAX:
+            told, size = msgspec.structs.replace(told, content=None), 0
+            self.tally.bare += 1
+        self._content_bytes += size
         self._queue.append(told)
         self.waiting += spans
         if not self._some.is_set():
             self._some.set()
-        if self.waiting >= self._batch_spans_max:
+        if self.waiting >= self._batch_spans_max or self._content_bytes >= BATCH_CONTENT_BYTES:
             self._enough.set()
 
     async def run(self) -> None:
@@ -116,9 +129,10 @@ class Exporter:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._delay_s):
                     await self._enough.wait()
-            batch, spans = self._take()
+            batch, spans, content_bytes = self._take()
             if batch:
                 await self._export(batch, spans)
+                self._content_bytes -= content_bytes
             elif self._stopping.is_set():
                 return
 
@@ -135,20 +149,23 @@ class Exporter:
             self._drop("stopped", self.waiting, "the gateway stops")
         await self._destination.close()
 
-    def _take(self) -> tuple[list[Told], int]:
+    def _take(self) -> tuple[list[Told], int, int]:
+        """A batch; how many spans, and how many bytes of content are in it."""
         batch: list[Told] = []
-        spans = 0
+        spans = content_bytes = 0
         queue = self._queue
-        while queue and spans < self._batch_spans_max:
+        while queue and spans < self._batch_spans_max and content_bytes < BATCH_CONTENT_BYTES:
             told = queue.popleft()
             batch.append(told)
             spans += 1 + len(told.attempts)
+            content_bytes += _content_bytes(told)
         if not self._stopping.is_set():
             if not queue:
                 self._some.clear()
-            if self.waiting - spans < self._batch_spans_max:
+            left_bytes = self._content_bytes - content_bytes
+            if self.waiting - spans < self._batch_spans_max and left_bytes < BATCH_CONTENT_BYTES:
                 self._enough.clear()
-        return batch, spans
+        return batch, spans, content_bytes
 
     async def _export(self, batch: list[Told], spans: int) -> None:
         """Spans under way count as waiting: a destination that hangs fills the queue, and not the memory."""
@@ -193,3 +210,7 @@ class Exporter:
             _log.warning("%d spans dropped (%s): %s", self._unsaid, reason, why)
             self._unsaid = 0
             self._quiet_until_s = now_s + LOG_EVERY_S
+
+
+def _content_bytes(told: Told) -> int:
+    return 0 if told.content is None else told.content.size

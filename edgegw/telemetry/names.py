@@ -279,6 +279,12 @@ TRACES_WAITING = Family("edgegw_traces_waiting", "gauge", "Spans that wait to be
 TRACES_DROPPED = Family(
     "edgegw_traces_dropped_total", "counter", "Spans that were not exported, by the reason for it.", ("reason",)
 )
+TRACES_CONTENT = Family(
+    "edgegw_traces_content_total",
+    "counter",
+    "Requests whose prompts and answers were to go on their spans, by what became of them.",
+    ("outcome",),
+)
 
 METRIC_EXPORTS = Family("edgegw_metric_exports_total", "counter", "Times that all metrics were exported by OTLP.")
 METRIC_EXPORT_FAILURES = Family(
@@ -311,7 +317,11 @@ WORKER_GAUGES: dict[str, Family] = {
         ("limits_degraded", "edgegw_limits_degraded", "1 while limits are kept without the authority, else 0."),
         ("content_kept", "edgegw_content_kept", "Prompts with their answers put down since the worker started."),
         ("content_dropped", "edgegw_content_dropped", "Those that it had no room for, or the disk did not take."),
-        ("content_waiting_bytes", "edgegw_content_waiting_bytes", "What of them waits on disk for the database."),
+        (
+            "content_waiting_bytes",
+            "edgegw_content_waiting_bytes",
+            "What of them waits on disk, for the database or for a span.",
+        ),
     )
 }
 WORKER_GAUGE_PREFIX = "edgegw_worker_"

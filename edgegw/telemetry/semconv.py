@@ -35,6 +35,11 @@ OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
 CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"
 CACHE_WRITE_TOKENS = "gen_ai.usage.cache_creation.input_tokens"
 REASONING_TOKENS = "gen_ai.usage.reasoning.output_tokens"
+# Prompts and answers, as JSON in the shapes that the conventions have schemas for (telemetry/messages.py).
+INPUT_MESSAGES = "gen_ai.input.messages"
+OUTPUT_MESSAGES = "gen_ai.output.messages"
+SYSTEM_INSTRUCTIONS = "gen_ai.system_instructions"
+TOOL_DEFINITIONS = "gen_ai.tool.definitions"
 
 # Ours, of a request …
 ATTEMPTS = "edgegw.attempts"
@@ -54,6 +59,7 @@ USE_CASE = "edgegw.use_case"
 ATTEMPT_KIND = "edgegw.attempt.kind"
 ATTEMPT_NUMBER = "edgegw.attempt.number"
 CONNECTION_REUSED = "edgegw.attempt.connection_reused"
+CONTENT_CUT = "edgegw.content.cut"  # names of those above that do not hold everything
 PROVIDER_NAME = "edgegw.provider"
 RETRY_REASON = "edgegw.attempt.retry_reason"
 UPSTREAM_REQUEST_ID = "edgegw.upstream_request_id"

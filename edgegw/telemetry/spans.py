@@ -16,9 +16,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from edgegw.content.record import Content
 from edgegw.ledger.record import INTEGER_MAX, STRING_BYTES_MAX, AttemptRecord, End, Record
 from edgegw.telemetry import semconv as names
-from edgegw.trace import Parent, Sampler, attempt_span_id, own_trace_id, parent_of, span_id
+from edgegw.telemetry.messages import attributes_of
+from edgegw.telemetry.variables import CONTENT_BYTES_MAX
+from edgegw.trace import Keeping, Parent, Sampler, attempt_span_id, failed, own_trace_id, parent_of, span_id
 
 # Requests that have a finished attempt and go on: those being retried right now. The oldest gives way.
 OPEN_MAX = 4096
@@ -28,7 +31,7 @@ COMMON_MAX = 2048
 SERVER, CLIENT = 2, 3  # as SpanKind has them in OTLP
 Value = str | bool | int | float | tuple[str, ...]
 Attributes = Sequence[tuple[str, Value]]
-Own = list[tuple[str, str | int | float]]  # no bool among them
+Own = list[tuple[str, str | int | float | tuple[str, ...]]]  # no bool among them
 
 # What the client speaks, as a path.
 PATHS = {
@@ -40,19 +43,19 @@ PATHS = {
 NO_PATH = frozenset(
     ("bad_http", "http_version", "not_found", "method_not_allowed", "head_too_large", "target_too_long")
 )
-# The client was told 200, or nothing, and did not get what it was promised.
-BROKEN_OFF = frozenset(("truncated", "reset", "error_event", "idle_timeout", "drained", "interrupted"))
 # An attempt that ended so has not failed: nobody waited for it any more.
 LEFT_ALONE = frozenset(("client_gone", "client_slow"))
 
 
 class Told(msgspec.Struct, gc=False):
-    """A request that is over, and its attempts in order. `parent`: the client's span, if it named one."""
+    """A request that is over, and its attempts in order. `parent`: the client's span, if it named one. `content`: what
+    was asked and answered, where that is told."""
 
     end: End
     attempts: list[AttemptRecord]
     parent: Parent | None
     trace_id: str
+    content: Content | None = None
 
 
 class Common:
@@ -84,11 +87,12 @@ class Span(msgspec.Struct, gc=False):
 
 
 class Place(NamedTuple):
-    """Where a provider is, and what the conventions call it."""
+    """Where a provider is, and what the conventions call it. `apart`: it takes instructions apart from messages."""
 
     convention: str
     address: str
     port: int
+    apart: bool = False
 
     @classmethod
     def of(cls, name: str, kind: str, base_url: str) -> Place:
@@ -99,20 +103,15 @@ class Place(NamedTuple):
             known.get(kind) or known.get(name, name),
             url.hostname or "",
             url.port or (443 if url.scheme == "https" else 80),
+            kind == "anthropic",
         )
-
-
-def failed(end: End) -> bool:
-    """It is the gateway's failure, or a provider's; what was the client's mistake is none (HTTP conventions)."""
-    return end.status >= 500 or end.state in BROKEN_OFF
 
 
 class Spans:
     """Observes records. `slow_us`: requests that took longer are told in any case."""
 
     def __init__(self, sampler: Sampler, slow_us: int, sinks: Sequence[Callable[[Told], None]]) -> None:
-        self._sampler = sampler
-        self._slow_us = slow_us
+        self._keeping = Keeping(sampler, slow_us)
         self._sinks = tuple(sinks)
         self._open: dict[str, list[AttemptRecord]] = {}
         self.forgotten = 0  # attempts whose request was open for too long
@@ -153,22 +152,18 @@ class Spans:
             trace_id, sampled = own_trace_id(end.id), None
         else:
             trace_id, sampled = parent.trace_id, parent.sampled
-        if self._sampler.keeps(trace_id, sampled) or self._exceptional(end):
+        if self._keeping.keeps(trace_id, sampled, end):
             told = Told(end, attempts or [], parent, trace_id)
             for sink in self._sinks:
                 sink(told)
 
-    def _exceptional(self, end: End) -> bool:
-        return self._sampler.exceptions and (
-            end.duration_us >= self._slow_us or end.attempts > 1 or end.state == "failed" or failed(end)
-        )
-
 
 class Wording:
-    """Puts requests into spans. `places`: the providers of the settings."""
+    """Puts requests into spans. `places`: the providers of the settings. `content_bytes_max`: of one attribute."""
 
-    def __init__(self, places: Mapping[str, Place]) -> None:
+    def __init__(self, places: Mapping[str, Place], content_bytes_max: int = CONTENT_BYTES_MAX) -> None:
         self._places = places
+        self._content_bytes_max = content_bytes_max
         self._commons: dict[tuple[object, ...], Common] = {}
 
     def spans_of(self, told: Told) -> list[Span]:
@@ -206,7 +201,21 @@ class Wording:
                     _attempt_own(attempt, stream),
                 )
             )
+        if told.content is not None and told.attempts:
+            spans[-1].own += self._content_words(told.content, told.attempts[-1])
         return spans
+
+    def _content_words(self, content: Content, attempt: AttemptRecord) -> Own:
+        """Of the attempt whose answer the client saw: the last one."""
+        place = self._places.get(attempt.provider)
+        return [
+            *attributes_of(
+                content,
+                apart=place is not None and place.apart,
+                finish_reason=attempt.finish_reason,
+                bytes_max=self._content_bytes_max,
+            )
+        ]
 
     def _request_common(self, end: End) -> Common:
         key = (
@@ -297,7 +306,7 @@ def _request_words(end: End) -> Common:
             (names.STREAM, end.stream),
             (names.ATTEMPTS, end.attempts),
         ),
-        (end.error_kind or end.state) if failed(end) else None,
+        (end.error_kind or end.state) if failed(end.status, end.state) else None,
     )
 
 

@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from edgegw import __version__
 from edgegw.settings import values
-from edgegw.trace import Sampler
+from edgegw.trace import Keeping, Sampler
 
 Exporter = Literal["otlp", "console"]
 Protocol = Literal["http/protobuf", "grpc"]
@@ -35,6 +35,18 @@ Signal = Literal["TRACES", "METRICS"]
 _PATHS: dict[Signal, str] = {"TRACES": "/v1/traces", "METRICS": "/v1/metrics"}
 SLOW = "EDGEGW_TRACE_SLOW"
 SLOW_S = 10.0
+CONTENT = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+# Whether spans and events have prompts and answers. `true` and `false` are of the conventions before 1.37.
+_CONTENT: dict[str, tuple[bool, bool]] = {
+    "no_content": (False, False),
+    "span_only": (True, False),
+    "event_only": (False, True),
+    "span_and_event": (True, True),
+    "true": (True, False),
+    "false": (False, False),
+}
+# Of one attribute with prompts or answers, where no other limit is set.
+CONTENT_BYTES_MAX = 64 * 1024
 _T = TypeVar("_T")
 
 
@@ -57,7 +69,8 @@ class Otlp:
 @dataclass(frozen=True, slots=True)
 class TraceSettings:
     """`exporters` is empty when nobody wants spans. Bounds count spans; `slow_s`: from there on a request is kept
-    whatever the dice say; `export_timeout_s`: how long one batch may take, all tries together."""
+    whatever the dice say; `export_timeout_s`: how long one batch may take, all tries together. `content`: a collector
+    is told prompts and answers, at most `content_bytes_max` of them in one attribute."""
 
     exporters: frozenset[Exporter]
     sampler: Sampler
@@ -68,6 +81,8 @@ class TraceSettings:
     queue_spans_max: int = 2048
     batch_spans_max: int = 512
     export_timeout_s: float = 30.0
+    content: bool = False
+    content_bytes_max: int = CONTENT_BYTES_MAX
     complaints: tuple[str, ...] = ()
 
 
@@ -116,6 +131,8 @@ def read(environ: Mapping[str, str], instance: str) -> TraceSettings:
         queue_spans_max,
         min(batch_spans_max, queue_spans_max),
         reader.number("OTEL_BSP_EXPORT_TIMEOUT", 30_000.0, float) / 1000,
+        reader.content(exporters),
+        reader.content_bytes_max(),
         tuple(reader.complaints),
     )
 
@@ -132,6 +149,22 @@ def _url_parts(url: str) -> SplitResult | None:
 
 def sampler(environ: Mapping[str, str]) -> Sampler:
     return _Reader(environ).sampler()
+
+
+def keeping(environ: Mapping[str, str]) -> Keeping:
+    """Which requests have spans."""
+    reader = _Reader(environ)
+    return Keeping(reader.sampler(), slow_us(reader.slow_s()))
+
+
+def slow_us(slow_s: float) -> int:
+    return round(slow_s * 1e6)
+
+
+def tells_content(environ: Mapping[str, str]) -> bool:
+    """Whether spans that go to a collector have prompts and answers."""
+    reader = _Reader(environ)
+    return reader.content(reader.exporters())
 
 
 class _Reader:
@@ -214,6 +247,21 @@ class _Reader:
         except ValueError:
             self.complaints.append(f"{SLOW}: expected a duration such as 10s or 500ms, found {text!r}")
             return SLOW_S
+
+    def content(self, exporters: frozenset[Exporter]) -> bool:
+        """Only a clear word sends prompts anywhere: of events there are none, and a line never has any."""
+        on_spans, as_events = self.choice(CONTENT, _CONTENT, (False, False))
+        if as_events:
+            instead = "content goes on spans alone" if on_spans else "nothing is told; SPAN_ONLY puts content on spans"
+            self.complaints.append(f"{CONTENT}: events are not exported: {instead}")
+        if on_spans and "otlp" not in exporters:
+            self.complaints.append(f"{CONTENT}: no spans go to a collector, so no content does")
+            return False
+        return on_spans
+
+    def content_bytes_max(self) -> int:
+        span, all_ = "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT"
+        return self.number(span if self.text(span) is not None else all_, CONTENT_BYTES_MAX, int)
 
     def otlp(self, signal: Signal) -> Otlp:
         """The signal's own variables win over those of all signals."""
