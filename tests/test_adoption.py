@@ -172,7 +172,8 @@ class _Away(SqliteStore):
         raise StoreError("away")
 
 
-async def test_a_database_that_is_away_keeps_no_lock_for_long(tmp_path: Path) -> None:
+async def test_a_database_that_is_away_keeps_no_lock_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgegw.ledger.adoption.STOP_S", 0.05)
     state_dir = gone(tmp_path, "a")
 
     def away(journal: str) -> SqliteStore:

@@ -83,7 +83,7 @@ async def test_a_collector_that_does_not_take_it(refuse: grpc.StatusCode) -> Non
 
 
 async def test_a_collector_that_is_not_there_holds_nobody_up() -> None:
-    collector = collector_at(f"http://127.0.0.1:{closed_port()}", timeout_s=5.0)
+    collector = collector_at(f"http://127.0.0.1:{closed_port()}", timeout_s=2.0)
     packed = await collector.pack([plain_told()])
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):

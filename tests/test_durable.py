@@ -8,8 +8,9 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -275,23 +276,30 @@ sys.stdin.read()
 """
 
 
+@pytest.fixture
+def disk_path() -> Iterator[Path]:
+    """Quick tests have their other files in memory."""
+    with tempfile.TemporaryDirectory(prefix="edgegw-") as name:
+        yield Path(name)
+
+
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the kernel does not say which pages are dirty")
-def test_a_sync_from_another_process_writes_what_a_worker_has_in_its_pages(tmp_path: Path) -> None:
+def test_a_sync_from_another_process_writes_what_a_worker_has_in_its_pages(disk_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
-        [sys.executable, "-c", _WRITER, str(tmp_path)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", _WRITER, str(disk_path)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as writer:
         assert writer.stdout is not None
         assert writer.stdin is not None
         assert writer.stdout.readline() == b"written\n"
         before = dirty_kib(writer.pid)
-        syncer = Syncer(tmp_path, 1.0)
+        syncer = Syncer(disk_path, 1.0)
         syncer.sync_now()
         after = dirty_kib(writer.pid)
         syncer.close()
         writer.stdin.close()
     assert before > 0
-    if is_in_memory(tmp_path):
+    if is_in_memory(disk_path):
         pytest.skip("this file system has no disk")
     assert after == 0
 

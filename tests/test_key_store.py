@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -96,7 +96,6 @@ def test_an_end_that_is_set_only_comes_nearer(opens: Open) -> None:
     with asyncio.Runner() as runner:
         store = opens()
 
-        @settings(deadline=None)
         @given(st.lists(st.tuples(ENDS, ENDS), min_size=1, max_size=8))
         def law(ends: list[tuple[int | None, int | None]]) -> None:
             fresh = new_key()

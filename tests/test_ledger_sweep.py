@@ -34,6 +34,7 @@ from ledger_traces import (
     play,
     sqlite_store,
 )
+from rig import memory
 
 from edgegw.clock import ManualClock
 from edgegw.exchange import Target
@@ -63,16 +64,16 @@ def priced(record: AttemptRecord) -> None:
 
 
 @pytest.fixture(scope="module")
-def memory() -> Iterator[Path]:
+def place() -> Iterator[Path]:
     """A directory where a sync costs nothing, if there is one: hundreds of databases are made here."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as name:
+    with tempfile.TemporaryDirectory(dir=memory()) as name:
         yield Path(name)
 
 
 @pytest.fixture(scope="module")
-def prepared(memory: Path) -> Path:
+def prepared(place: Path) -> Path:
     """A state directory as workers leave it."""
-    state_dir = memory / "prepared"
+    state_dir = place / "prepared"
     dead = open_journal(state_dir, 1)
     for number in range(1, 16):
         match number % 5:

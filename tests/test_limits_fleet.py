@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import tried
 from limits_rig import CELLS, DAY, PAR, Hand, T, Table
 
 from edgegw.channel import Message, Ready
@@ -306,7 +307,7 @@ async def act(fleet: Fleet, action: str, number: int, amount: int, largest: int)
 
 
 @given(steps("leave", "pause", "kill"))
-@settings(max_examples=150, deadline=None)
+@tried(1.5)
 async def test_through_deaths_at_any_moment_nothing_is_lost_and_nothing_admitted_twice(
     script: list[tuple[str, int, int]],
 ) -> None:
@@ -325,7 +326,7 @@ async def test_through_deaths_at_any_moment_nothing_is_lost_and_nothing_admitted
 
 
 @given(st.sampled_from([60, 5_000, 1_000_000]), steps("leave", "pause", "kill"))
-@settings(max_examples=60, deadline=None)
+@tried(0.6)
 async def test_tokens_per_minute_stay_within_the_limit_and_its_refill(
     limit: int, script: list[tuple[str, int, int]]
 ) -> None:
@@ -341,7 +342,7 @@ async def test_tokens_per_minute_stay_within_the_limit_and_its_refill(
 
 @pytest.mark.parametrize("memory", ["none", "of a moment ago", "saved as it left"])
 @given(script=steps("kill", "save", "restart", "restart", least=20))
-@settings(max_examples=40, deadline=None)
+@tried(0.4)
 async def test_a_restart_forgets_nothing_that_was_used(memory: str, script: list[tuple[str, int, int]]) -> None:
     """Everything arrives at once here, so that what the workers remember is all there is to know. What a worker used
     that is gone only the memory knows, and only when it is young."""
@@ -364,7 +365,7 @@ async def test_a_restart_forgets_nothing_that_was_used(memory: str, script: list
 
 
 @given(steps("leave", "pause", "kill", "cut", "notice", "back", "back", "restart"))
-@settings(max_examples=150, deadline=None)
+@tried(1.5)
 async def test_through_broken_channels_what_is_admitted_alone_is_bounded_and_every_slot_comes_back(
     script: list[tuple[str, int, int]],
 ) -> None:

@@ -114,6 +114,28 @@ def test_a_field_that_stands_twice_and_is_not_ours_passes() -> None:
     assert openai_chat.edit(openai_chat.read(data), "", False)  # no GatewayError
 
 
+@pytest.mark.parametrize(
+    ("data", "param"),
+    [
+        (body(*(f'"k{number}": 1' for number in range(1100))), None),
+        (body(*['"k":1'] * 1100), None),
+        (body('"metadata":{' + ",".join(['"k":1'] * 1100) + "}"), "metadata"),
+        (body('"x":[' + ",".join("1" * 20_000) + "]", '"x":2'), "x"),
+    ],
+)
+def test_what_must_be_walked_over_is_bounded(data: bytes, param: str | None) -> None:
+    """Such a body is nobody's; a large one of its kind would hold up a worker."""
+    with pytest.raises(GatewayError) as caught:
+        openai_chat.read(data)
+    assert (caught.value.kind, caught.value.param) == ("invalid_value", param)
+
+
+def test_a_long_text_that_stands_twice_hides_no_field() -> None:
+    text = r"a,\"model\":\"b\"," * 20_000
+    ask = openai_chat.read(body('"model":"a"', f'"x":"{text}"', '"x":1'))
+    assert ask.model == "a"
+
+
 def test_a_large_body_costs_little() -> None:
     data = body('"model":"m"', '"x":"' + "text with \\n escapes " * 50_000 + '"')
     spaced = data.replace(b'"x":', b'"x" : ')

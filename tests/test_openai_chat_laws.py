@@ -10,8 +10,9 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from laws import tried
 
 from edgegw.dialects import openai_chat
 from edgegw.dialects.document import read_object
@@ -84,7 +85,7 @@ def outcome(read: Any) -> Any:
     return ask
 
 
-@settings(max_examples=400)
+@tried(4)
 @given(objects(NAMES, field_values, 6).map(with_messages))
 @example('{"messages":[{"role":"user"}],"model":"a","            ":1,"model":"b"}')  # as much space as the second takes
 @example('{"messages": [{"role": "user"}], "model":"a","m":1,"model":"b"}')
@@ -208,7 +209,7 @@ def check_end(reader: OpenAIChatStream, events: list[bytes]) -> None:
     assert reader.usage == usage_of(events)
 
 
-@settings(max_examples=300)
+@tried(3)
 @given(st.data(), streams(), st.booleans(), st.booleans())
 def test_out_comes_what_went_in_less_what_is_withheld(
     data: st.DataObject, events: list[bytes], withholding: bool, compatible: bool
@@ -243,7 +244,7 @@ def relayed(reader: OpenAIChatStream, pieces: list[bytes]) -> tuple[bytes, int]:
     return out + reader.end() + reader.last, passed
 
 
-@settings(max_examples=300)
+@tried(3)
 @given(st.data(), streams(), st.booleans(), st.booleans())
 def test_the_fast_lane_changes_nothing(
     data: st.DataObject, events: list[bytes], withholding: bool, compatible: bool

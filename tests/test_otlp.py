@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import tried
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTracePartialSuccess,
@@ -46,7 +47,7 @@ def test_prompts_and_answers_are_encoded_as_the_sdk_does() -> None:
     same(spans)
 
 
-@settings(deadline=None, max_examples=150)
+@tried(1.5)
 @given(st.lists(requests(), min_size=1, max_size=3))
 def test_whatever_a_record_holds_is_encoded_as_the_sdk_does(records: list[list[AttemptRecord | End]]) -> None:
     words = wording()

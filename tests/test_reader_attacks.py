@@ -14,8 +14,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import tried
 from ledger_traces import die, open_journal, play
 
 from edgegw.ledger.journal import Journal
@@ -164,7 +165,7 @@ def whole_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(data=st.data())
-@settings(max_examples=150)
+@tried(1.5)
 def test_what_was_not_touched_is_read_once_and_what_is_missing_is_counted(
     tmp_path_factory: pytest.TempPathFactory, whole_dir: Path, data: st.DataObject
 ) -> None:
@@ -193,7 +194,7 @@ def test_what_was_not_touched_is_read_once_and_what_is_missing_is_counted(
 
 
 @given(data=st.data())
-@settings(max_examples=60)
+@tried(0.6)
 def test_a_reader_that_is_stopped_anywhere_goes_on_past_damage_as_if_it_had_not_been(
     tmp_path_factory: pytest.TempPathFactory, whole_dir: Path, data: st.DataObject
 ) -> None:
@@ -226,7 +227,7 @@ def write_some(journal: Journal, number: int) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@tried(0.4)
 def test_damage_while_the_worker_lives_and_goes_on_writing(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

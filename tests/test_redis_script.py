@@ -67,7 +67,7 @@ STEPS = st.lists(
     min_size=1,
     max_size=25,
 )
-SHARED = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def both_do(virtual: Virtual, code: str, limit: int, steps: list[tuple[int, str, float, int]]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import h11
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import tried
 
 from edgegw.endpoints import gate
 from edgegw.errors import GatewayError
@@ -277,7 +278,7 @@ HEADS = [
     st.sampled_from([b"", b"0", b"1", b"13", b"9" * 30, b" ", b"\r", b"\n", b"\r\n", b"-", b"a", b":", b"\xe9", b"\0"]),
     st.sampled_from([BODY, BODY[:5], b"", BODY * 3, BODY + b"\r\n" + GET]),
 )
-@settings(max_examples=500)
+@tried(5)
 def test_a_head_that_is_much_like_the_last_one_is_read_like_one_that_is_not(
     head: bytes, at: int, gone: int, patch: bytes, body: bytes
 ) -> None:
@@ -336,7 +337,7 @@ def test_a_known_head_is_judged_by_the_gate_each_time() -> None:
     assert subject.dead
 
 
-@settings(max_examples=300)
+@tried(3)
 @given(st.lists(TOKENS, max_size=12), st.randoms())
 def test_any_segmentation_gives_the_same_and_a_strict_parser_agrees(tokens: list[bytes], dice: object) -> None:
     """Law: what comes out does not depend on how bytes were cut; and what we accept, h11 accepts too."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import h11
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import tried
 
 from edgegw.http.response import FIELDS_READ, Headers, ResponseReader, ends_at_close, is_chunked, tunnel_status
 
@@ -213,7 +214,7 @@ def test_it_does_not_matter_how_the_bytes_are_cut(name: str, cuts: list[int]) ->
 
 
 @given(st.sampled_from(sorted(REPLIES)), st.integers(0, 200), st.binary(max_size=3))
-@settings(max_examples=300)
+@tried(3)
 def test_any_damage_has_a_verdict_that_does_not_depend_on_the_cut(name: str, at: int, patch: bytes) -> None:
     data = REPLIES[name][0]
     at = min(at, len(data))

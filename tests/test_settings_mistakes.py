@@ -194,14 +194,13 @@ _YAML_WORDS = st.sampled_from([
 
 
 @given(st.lists(_YAML_WORDS, max_size=25).map("".join))
-@examples(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@examples(suppress_health_check=[HealthCheck.too_slow])
 def test_no_text_breaks_the_loader(text: str) -> None:
     with pytest.raises(SettingsError):
         load_text(text, {})
 
 
 @given(st.data())
-@examples(deadline=None)
 def test_a_damaged_file_is_valid_or_has_mistakes_with_places(data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(FULL)))
     end = data.draw(st.integers(start, min(start + 12, len(FULL))))

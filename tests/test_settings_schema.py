@@ -94,13 +94,17 @@ def _as_an_editor_sees_it(text: str) -> Any:
     return yaml.load(re.sub(r"(?<=[ \[])(\$\{[^}]*\})", r'"\1"', text), Loader=_Texts)
 
 
+@pytest.fixture(scope="module")
+def rules() -> Any:
+    return schema()
+
+
 @pytest.mark.parametrize(
     "text",
     [EXAMPLE, FULL, BASE, TENANTS, unmasked(describe(load_text(FULL, {}))), unmasked(describe(load_text(TENANTS, {})))],
     ids=["example", "full", "base", "tenants", "full, told", "tenants, told"],
 )
-def test_the_schema_accepts_what_the_loader_accepts(text: str) -> None:
-    rules = schema()
+def test_the_schema_accepts_what_the_loader_accepts(rules: Any, text: str) -> None:
     assert _says(rules, _as_an_editor_sees_it(text), rules)
 
 
@@ -114,8 +118,9 @@ _BEYOND_THE_SCHEMA = re.compile(
 
 
 @pytest.mark.parametrize("case", [m for m in MISTAKES if not _BEYOND_THE_SCHEMA.search(m[0])], ids=lambda case: case[0])
-def test_the_schema_refuses_what_the_loader_refuses(case: tuple[str, str, dict[str, str], str, str, str]) -> None:
-    rules = schema()
+def test_the_schema_refuses_what_the_loader_refuses(
+    rules: Any, case: tuple[str, str, dict[str, str], str, str, str]
+) -> None:
     assert not _says(rules, _as_an_editor_sees_it(document(case[1])), rules)
 
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import tried
 from ledger_traces import (
     OTHER,
     WAIT_S,
@@ -123,7 +124,7 @@ class Workers:
 STEPS = ("begin", "begin", "fail", "end", "end", "die", "ship", "ahead", "along")
 
 
-@settings(max_examples=60, deadline=None)
+@tried(0.6)
 @given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 2)), max_size=60), st.integers(1, 9))
 def test_once_and_completed_in_whatever_order_the_two_readers_come(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]], limit: int

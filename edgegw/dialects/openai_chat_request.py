@@ -245,18 +245,19 @@ def _tool_choice(value: Any, request: Request) -> ToolChoice | None:
     if isinstance(value, str) and value in modes:
         return modes[value]
     kind = value.get("type") if isinstance(value, dict) else None
+    known = {tool.name for tool in request.tools}
     if kind == "function" and isinstance(value.get("function"), dict):
-        return ToolChoice("named", _known_tool(value["function"].get("name"), request))
+        return ToolChoice("named", _one_of(known, value["function"].get("name")))
     allowed = value.get("allowed_tools", value) if kind == "allowed_tools" else None
     if isinstance(allowed, dict) and isinstance(allowed.get("tools"), list):
         functions = [entry.get("function") for entry in allowed["tools"] if isinstance(entry, dict)]
-        names = {_known_tool(function.get("name"), request) for function in functions if isinstance(function, dict)}
+        names = {_one_of(known, function.get("name")) for function in functions if isinstance(function, dict)}
         request.tools = [tool for tool in request.tools if tool.name in names]
         return modes["required" if allowed.get("mode") == "required" else "auto"]
     raise wrong_value("tool_choice", "is none that is known")
 
 
-def _known_tool(name: object, request: Request) -> str:
-    if not isinstance(name, str) or all(tool.name != name for tool in request.tools):
+def _one_of(known: set[str], name: object) -> str:
+    if not isinstance(name, str) or name not in known:
         raise wrong_value("tool_choice", "names a tool that is not in 'tools'")
     return name
