@@ -112,7 +112,7 @@ def _write_json_answer(request: Request, capabilities: Capabilities, body: JSON,
 def _write_tools(
     request: Request, unwrap: str | None, capabilities: Capabilities, body: JSON, dropped: list[str]
 ) -> None:
-    held = _held(request, unwrap) if capabilities.structured_outputs else frozenset()
+    held = _held(request, unwrap) if request.tools and capabilities.structured_outputs else frozenset()
     if any(tool.strict and index not in held for index, tool in enumerate(request.tools)):
         dropped.append("tools[].function.strict")
     tools = [_tool(tool, index in held, f"tools[{index}].function") for index, tool in enumerate(request.tools)]

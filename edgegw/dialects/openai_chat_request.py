@@ -99,7 +99,7 @@ def to_neutral(ask: Ask) -> Request:
     request.user = _user(fields)
     request.service_tier = _text_or_none(_plain(fields, "service_tier"))
     request.hints = [*_hints(fields), *unsaid(messages)]
-    if set(_plain(fields, "metadata") or ()) - _METADATA_READ:
+    if not ask.only_labels and set(_plain(fields, "metadata") or ()) - _METADATA_READ:
         request.hints.append("metadata")
     return request
 
