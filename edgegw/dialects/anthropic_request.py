@@ -31,7 +31,7 @@ BUDGET_MIN = 1024
 
 _JSON_NUDGE = "Answer with a single JSON object and nothing else: no prose around it, no code fence."
 _NO_PARAMETERS = {"type": "object", "properties": {}}
-_BUDGETS = {"minimal": 1024, "low": 1024, "medium": 2048, "high": 4096, "xhigh": 8192, "max": 16384}
+BUDGETS = {"minimal": 1024, "low": 1024, "medium": 2048, "high": 4096, "xhigh": 8192, "max": 16384}
 _EFFORTS = {"minimal": "low"}
 _EFFORT_BELOW = {"xhigh": "high", "max": "high"}
 _SERVICE_TIERS = {"auto": "auto", "priority": "auto", "fast": "auto", "default": "standard_only"}
@@ -191,7 +191,7 @@ def _write_thinking(request: Request, capabilities: Capabilities, body: JSON, dr
         return _write_effort(effort, forced, capabilities, body)
     if effort == "none":
         return False
-    budget = min(_BUDGETS[effort], max(BUDGET_MIN, body["max_tokens"] // 2))
+    budget = min(BUDGETS[effort], max(BUDGET_MIN, body["max_tokens"] // 2))
     possible = "budget" in capabilities.thinking and not forced and budget < body["max_tokens"]
     if not possible or _in_tool_loop_without_thinking(request.turns):
         dropped.append("reasoning_effort")
