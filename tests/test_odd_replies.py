@@ -71,6 +71,15 @@ def test_an_event_that_clients_can_read_passes_as_it_came(odd: bytes, mending: b
     assert (stream.done, stream.fault, stream.opened, stream.finish_reason) == (True, None, True, "stop")
 
 
+def test_an_odd_event_that_went_past_is_read_as_well() -> None:
+    stream = OpenAIChatStream()
+    stream.feed(chunk(b'{"content":"a"}'))
+    last = chunk(b'{"content":"\\ud83d"}', b'"stop"', b',"usage":{"prompt_tokens":3,"completion_tokens":4}')
+    stream.recall([last, b"data: {broken}\n\n"])
+    assert stream.end() == b""
+    assert (stream.done, stream.finish_reason, stream.usage) == (True, "stop", Usage(3, 4))
+
+
 def test_a_plain_reply_that_clients_can_read_passes_as_it_came() -> None:
     body = b'{"choices":[{"message":{"content":"\\ud83d"},"finish_reason":"length","logprobs":NaN}],"usage":%b}'
     body %= b'{"prompt_tokens":3,"completion_tokens":4}'
