@@ -206,6 +206,26 @@ def test_a_part_of_an_answer_that_cannot_be_read_is_not_passed_over(data: bytes,
     assert (stream.fault.kind if stream.fault else None) == kind
 
 
+@pytest.mark.parametrize(
+    ("block", "read"),
+    [
+        ({"type": "brand_new", "id": 5, "text": {}, "citations": {"enabled": True}}, True),
+        ({"type": [], "text": 5}, True),
+        (5, True),
+        ({"type": "text", "text": {}}, False),
+        ({"type": "tool_use", "id": 5, "name": "f", "input": {}}, False),
+    ],
+)
+def test_a_block_of_a_whole_message_that_cannot_be_read(block: Any, read: bool) -> None:
+    message = {"type": "message", "content": [{"type": "text", "text": "hi"}, block], "stop_reason": "end_turn"}
+    try:
+        assert read_message(json.dumps(message).encode(), None).text == "hi"
+    except UpstreamFault as fault:
+        assert (fault.kind, read) == ("upstream_garbage", False)
+    else:
+        assert read
+
+
 VLLM_ERROR = b'{"object":"error","message":"boom","type":"BadRequestError","param":null,"code":400}'
 
 
