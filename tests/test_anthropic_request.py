@@ -148,6 +148,9 @@ def test_thinking_of_earlier_answers_goes_back_first_and_exactly() -> None:
     for history in ({"reasoning_details": details}, {"thinking_blocks": [*blocks[:2], {"type": "thinking"}]}):
         message = {"role": "assistant", "content": "a", **history}
         assert sent(messages=[USER, message, USER])["messages"][1]["content"] == blocks
+    unsigned = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}  # Mistral's
+    message = {"role": "assistant", "content": [unsigned, *blocks]}
+    assert sent(messages=[USER, message, USER])["messages"][1]["content"] == blocks
 
 
 PNG = {"type": "image_url", "image_url": {"url": "data:image/JPG;base64,AAAA", "detail": "low"}}
