@@ -37,11 +37,13 @@ def write_turns(turns: list[Turn], mid_system: bool) -> tuple[list[JSON], list[J
     leading = 0
     while leading < len(turns) and turns[leading].role == "system":
         leading += 1
+    if leading == len(turns):
+        leading = 0  # nobody else speaks: OpenAI answers that, Anthropic wants a user
     ids = _Ids()
     system = [block for turn in turns[:leading] for block in _blocks(turn, ids)]
     messages = _merged(turns[leading:], mid_system, ids)
     if not messages:
-        raise wrong_value("messages", "must hold a message that is neither empty nor a system message")
+        raise wrong_value("messages", "must hold a message that is not empty")
     return system, messages
 
 
