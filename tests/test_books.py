@@ -24,6 +24,7 @@ from ledger_traces import (
     make_exchange,
     open_journal,
     play,
+    refuse,
     ship_all,
     sqlite_store,
 )
@@ -56,9 +57,7 @@ def write(state_dir: Path) -> None:
     journal = open_journal(state_dir)
     for number in range(30):
         if number % 10 == 9:
-            refused = make_exchange(number, tenant="other")
-            conclude(refused)
-            journal.end(refused)
+            refuse(journal, number, tenant="other")
         else:
             play(journal, number, failures=number % 3 == 0, tenant=f"tenant-{number % 2}")
     journal.close()
