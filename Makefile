@@ -66,6 +66,11 @@ bench: $(RUNTIME) $(PEERS)/.peers  ## CPU per request and per event against Envo
 	@load/prepare
 	@$(BIN)/python -m load.bench $(ARGS)
 
+.PHONY: bench-telemetry
+bench-telemetry: $(RUNTIME)  ## CPU per request without traces, with lines, with all spans, with 1 % of them (ARGS="--against …")
+	@load/prepare
+	@$(BIN)/python -m load.bench_telemetry $(ARGS)
+
 .PHONY: load-sidecar
 load-sidecar: $(DEV) $(LOCUST)/.locust  ## locust as an app beside its gateway: a minute, judged, with a report (ARGS="--users 50 …", WEB=1)
 	@$(BIN)/python -m load.locust_run sidecar $(if $(WEB),--web) $(ARGS)

@@ -11,8 +11,9 @@ request.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
+from math import ceil
 from typing import NamedTuple, Protocol
 
 TRACEPARENT = b"traceparent"
@@ -151,14 +152,18 @@ class Sampler:
     ratio: float = 1.0
     parent_based: bool = True
     exceptions: bool = True
+    _least: str = field(init=False, repr=False, compare=False)  # dice that are kept are not less than this
+
+    def __post_init__(self) -> None:
+        least = max(0, ceil(_DICE_SIDES * (1 - self.ratio)))
+        # As hex digits they are compared as they stand; what no digit reaches keeps none.
+        object.__setattr__(self, "_least", "g" if least >= _DICE_SIDES else f"{least:0{_DICE_CHARS}x}")
 
     def keeps(self, trace_id: str, parent_sampled: bool | None) -> bool:
         """Known when the request comes: what a provider is told. `parent_sampled` is None without a parent."""
         if self.parent_based and parent_sampled is not None:
             return parent_sampled
-        if self.ratio >= 1:
-            return True
-        return int(trace_id[-_DICE_CHARS:], 16) >= _DICE_SIDES * (1 - self.ratio)
+        return trace_id[-_DICE_CHARS:] >= self._least
 
 
 def failed(status: int, state: str) -> bool:

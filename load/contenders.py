@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,7 @@ class Contender:
     find_worker: Callable[[int], int]
     translates: bool = False
     verbatim: bool = True  # hands the provider's bytes on as they are
+    admin: int = 0  # the gateway's other port
 
     @property
     def pid(self) -> int:
@@ -93,7 +94,8 @@ def launch(
     core: int,
     run_dir: Path,
     find_worker: Callable[[int], int] | None = None,
-    environ: dict[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> Contender:
     """Start `command` pinned to `core`, its output in a file of `run_dir`. It ends when we do, however we end."""
     log = run_dir / f"{name}.log"
@@ -104,6 +106,7 @@ def launch(
             stdout=out,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environ or {})},
+            cwd=cwd,
         )
     return Contender(name, port, process, log, find_worker or (lambda pid: pid))
 
@@ -149,17 +152,23 @@ def start_redis(core: int, run_dir: Path) -> Contender:
 
 
 def start_gateway(
-    upstream: int, core: int, run_dir: Path, name: str = "gateway", redis: Contender | None = None
+    upstream: int,
+    core: int,
+    run_dir: Path,
+    name: str = "gateway",
+    redis: Contender | None = None,
+    environ: Mapping[str, str] | None = None,
+    checkout: Path | None = None,
 ) -> Contender:
     """`edgegw serve` with one worker; journal, keys, limits and metrics on; SQLite in a directory of its own. Limits in
-    memory, or in `redis`."""
-    port = free_port()
+    memory, or in `redis`. `environ` is added to ours; `checkout`: another version of the program."""
+    port, admin = free_port(), free_port()
     state_dir = run_dir / f"{name}-state"
     settings = run_dir / f"{name}.yaml"
     settings.write_text(
         _GATEWAY_SETTINGS.format(
             port=port,
-            admin=free_port(),
+            admin=admin,
             state_dir=state_dir,
             upstream=upstream,
             openai_model=OPENAI_MODEL,
@@ -174,8 +183,8 @@ def start_gateway(
         return int(processes["workers"]["0"])
 
     command = [sys.executable, "-m", "edgegw", "serve", "--config", str(settings)]
-    gateway = launch(name, port, command, core=core, run_dir=run_dir, find_worker=worker)
-    gateway.translates = True
+    gateway = launch(name, port, command, core=core, run_dir=run_dir, find_worker=worker, environ=environ, cwd=checkout)
+    gateway.translates, gateway.admin = True, admin
     return gateway
 
 

@@ -44,6 +44,11 @@ class Sample:
     def tree_us(self) -> float:
         return self.tree_ns / 1e3 / self.units
 
+    @property
+    def rest_us(self) -> float:
+        """What all but the worker used."""
+        return self.tree_us - self.worker_us
+
 
 @dataclass(slots=True)
 class Figures:
@@ -60,6 +65,10 @@ class Figures:
     @property
     def tree_us(self) -> float:
         return lower_quartile([sample.tree_us for sample in self.samples])
+
+    @property
+    def rest_us(self) -> float:
+        return lower_quartile([sample.rest_us for sample in self.samples])
 
     @property
     def spread(self) -> float:

@@ -1,11 +1,12 @@
-"""What traces cost the control process: us of CPU per request, on top of keeping the books.
+"""What telling costs the control process, traces and metrics: us of CPU per request, on top of keeping the books.
 
     python -m load.telemetry [--requests 20000] [--rounds 9] [--strict]
 
-The observer and the exporters of the product, put together as app/ does it, are told the records of plain requests
+The observers and the exporters of the product, put together as app/ does it, are told the records of plain requests
 (one attempt each) in this process; a collector that takes everything runs in another one. A figure is the CPU time of
 this process, all threads, from the first record told to the last span taken, per request: the lower quartile of rounds
-that take turns. Workers are not in it: they do nothing for traces.
+that take turns. The line with metrics and nothing else is a part of all the others. What real gateways take, worker and
+control process apart, is bench_telemetry.py's to say.
 
 Where prompts and answers are told, a process in the workers' place puts files of eight requests down (a prompt of 2 KB,
 an answer of 1 KB, plain or in 100 events), and the courier fetches them.
@@ -44,9 +45,10 @@ from edgegw.ledger.record import AttemptRecord, End
 from edgegw.settings import Settings
 from edgegw.telemetry import semconv, variables
 from edgegw.telemetry.collector import HttpCollector
-from edgegw.telemetry.console import Console, line
+from edgegw.telemetry.console import Console, Lines
 from edgegw.telemetry.export import Destination, Exporter
 from edgegw.telemetry.meeting import Meeting
+from edgegw.telemetry.metrics import Metrics
 from edgegw.telemetry.otlp import Encoder
 from edgegw.telemetry.spans import Place, Spans, Wording
 
@@ -54,34 +56,17 @@ WALL_NS = 1_750_000_000_000_000_000
 TENANTS = 50
 # Told in one go, as the shipper does with a portion of what it reads.
 PORTION = 128
-# Takes a request, says 200, forgets it.
-COLLECTOR = """
-import asyncio, uvloop
-async def serve(reader, writer):
-    try:
-        while True:
-            head = await reader.readuntil(b"\\r\\n\\r\\n")
-            size = int(head.lower().partition(b"content-length:")[2].partition(b"\\r")[0])
-            await reader.readexactly(size)
-            writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-length: 0\\r\\n\\r\\n")
-    except asyncio.IncompleteReadError:
-        writer.close()
-async def main():
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=1 << 20)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
-uvloop.run(main())
-"""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """`bar_us`: what it may cost. `answer`: of every request, where content is told."""
+    """`bar_us`: what it may cost, metrics included. `answer`: of every request, where content is told."""
 
     name: str
     environ: Mapping[str, str]
     bar_us: float | None = None
     answer: bytes | None = None
+    as_json: bool = False
 
 
 ONE_PERCENT = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.01"}
@@ -99,6 +84,7 @@ STREAM = (b"data: " + json.dumps({**EVENT, "choices": [CHOICE]}).encode() + b"\n
 # Requests in one file.
 FILE = 8
 CASES = (
+    Case("metrics alone", {"OTEL_TRACES_EXPORTER": "none"}),
     Case("OTLP, all", {"OTEL_TRACES_EXPORTER": "otlp"}, 40),
     Case("OTLP, all, gzip", {"OTEL_TRACES_EXPORTER": "otlp", **GZIP}, 40),
     Case("OTLP, all, batches of 16 requests", {"OTEL_TRACES_EXPORTER": "otlp", **SMALL}),
@@ -106,7 +92,8 @@ CASES = (
     Case("OTLP, all, 2 KB asked, 100 events", CONTENT, answer=STREAM),
     Case("OTLP, 1 %", {"OTEL_TRACES_EXPORTER": "otlp", **ONE_PERCENT}, 10),
     Case("OTLP, 1 %, gzip", {"OTEL_TRACES_EXPORTER": "otlp", **GZIP, **ONE_PERCENT}, 10),
-    Case("lines on stdout", {"OTEL_TRACES_EXPORTER": "console"}),
+    Case("lines on stdout, text", {"OTEL_TRACES_EXPORTER": "console"}),
+    Case("lines on stdout, JSON", {"OTEL_TRACES_EXPORTER": "console"}, as_json=True),
 )
 
 
@@ -219,9 +206,10 @@ class _Clock:
     now, wall_ns = staticmethod(time.monotonic), staticmethod(time.time_ns)
 
 
-def destination(wanted: variables.TraceSettings, stdout: int) -> Destination:
+def destination(wanted: variables.TraceSettings, case: Case, stdout: int) -> Destination:
     if "console" in wanted.exporters:
-        return Console(stdout, line)
+        lines = Lines()
+        return Console(stdout, lines.json if case.as_json else lines.text)
     wording = Wording({"openai": Place.of("openai", "openai", "https://api.openai.com/v1")})
     encoder = Encoder(wanted.resource, semconv.SCOPE, __version__, semconv.SCHEMA_URL)
     return HttpCollector(wanted.otlp, Proxies(), wording, encoder, _Clock())
@@ -232,7 +220,7 @@ async def tell(case: Case, port: int, work: list[tuple[AttemptRecord, End]], std
     environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}", **case.environ}
     wanted = variables.read(environ, "benchmark")
     exporter = Exporter(
-        destination(wanted, stdout),
+        destination(wanted, case, stdout),
         _Clock(),
         lambda: 0.5,
         delay_s=wanted.delay_s,
@@ -250,7 +238,9 @@ async def tell(case: Case, port: int, work: list[tuple[AttemptRecord, End]], std
         courier = Courier(state_dir, meeting.bring, lambda: True, _Clock())
         courier.start()
         sink = meeting.offer
-    spans = Spans(wanted.sampler, round(wanted.slow_s * 1e6), [sink])
+    observers = [Metrics().observe]
+    if wanted.exporters:
+        observers.append(Spans(wanted.sampler, round(wanted.slow_s * 1e6), [sink]).observe)
     running = asyncio.create_task(exporter.run())
     gc.collect()
     gc.freeze()
@@ -258,9 +248,9 @@ async def tell(case: Case, port: int, work: list[tuple[AttemptRecord, End]], std
     for start in range(0, len(work), PORTION):
         if workers is not None:
             workers.put_some()
-        for attempt, end in work[start : start + PORTION]:
-            spans.observe(attempt)
-            spans.observe(end)
+        portion = [record for request in work[start : start + PORTION] for record in request]
+        for observe in observers:
+            observe(portion)
         await asyncio.sleep(0)
         while workers is not None and meeting.waiting:  # noqa: ASYNC110 (nobody tells of it)
             await asyncio.sleep(0.005)
@@ -285,11 +275,11 @@ async def tell(case: Case, port: int, work: list[tuple[AttemptRecord, End]], std
 @click.option("--rounds", default=9, show_default=True)
 @click.option("--strict", is_flag=True, help="Exit with 1 when a bar is missed.")
 def main(count: int, rounds: int, strict: bool) -> None:
-    """Measure traces."""
+    """Measure traces and metrics."""
     work = records(count)
     figures: dict[str, list[float]] = {case.name: [] for case in CASES}
     stdout = os.open(os.devnull, os.O_WRONLY)
-    with subprocess.Popen([sys.executable, "-c", COLLECTOR], stdout=subprocess.PIPE) as collector:
+    with subprocess.Popen([sys.executable, "-m", "load.collector", "0"], stdout=subprocess.PIPE) as collector:
         assert collector.stdout is not None
         port = int(collector.stdout.readline())
         try:

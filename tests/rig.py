@@ -273,6 +273,16 @@ class Gateway:
         where = f"WHERE request_id = '{request_id}' ORDER BY number"
         return self.rows("provider_attempts", lambda rows: len(rows) == expected, where=where)
 
+    def written(self, under: str = "") -> dict[Path, bytes]:
+        """What it has on its disk: of the state directory, or of a part of it. Files may come and go meanwhile."""
+        found: dict[Path, bytes] = {}
+        for directory, _, names in os.walk(self.state_dir / under):
+            for path in (Path(directory, name) for name in names):
+                with contextlib.suppress(FileNotFoundError):
+                    if path.is_file():  # and no socket
+                        found[path] = path.read_bytes()
+        return found
+
     def _select(self, table: str, where: str) -> list[Row]:
         try:
             with contextlib.closing(sqlite3.connect(f"file:{self.state_dir}/edgegw.db?mode=ro", uri=True)) as database:

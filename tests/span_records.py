@@ -99,8 +99,7 @@ def told_of(*records: AttemptRecord | End, sampler: Sampler | None = None, slow_
     """What an observer of these records tells."""
     told: list[Told] = []
     spans = Spans(sampler or Sampler(), slow_us, [told.append])
-    for record in records:
-        spans.observe(record)
+    spans.observe(records)
     return told
 
 

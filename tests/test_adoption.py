@@ -86,7 +86,7 @@ def hold(state_dir: Path) -> int:
 async def test_what_is_left_is_stored_under_its_own_name_and_let_go(tmp_path: Path) -> None:
     first, second = gone(tmp_path, "a"), gone(tmp_path, "b", 5000)
     told: list[Record] = []
-    adopting = adoption(tmp_path, observers=[told.append])
+    adopting = adoption(tmp_path, observers=[told.extend])
     await adopting.look()
     assert sum(isinstance(record, End) for record in told) == 22
     found = states(tmp_path / "books.db")

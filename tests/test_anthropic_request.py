@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 
 from edgegw.dialects import openai_chat
@@ -225,9 +228,47 @@ def test_a_strict_tool_is_sent_within_the_supported_part_and_a_map_is_not_held_t
     ]
     said = {"type": "integer", "description": "{minimum: 1}"}
     closed = {"type": ["object", "null"], "properties": {"x": said}, "additionalProperties": False}
-    first, second = sent(NEW, tools=tools)["tools"]
+    result = written(NEW, tools=tools)
+    first, second = json.loads(result.body)["tools"]
     assert (first["input_schema"], first["strict"]) == ({**schema, "properties": {"in": closed}}, True)
     assert second == {"name": "b", "input_schema": map_}
+    assert result.dropped == ("tools[].function.strict",)
+
+
+def strict_tools(count: int, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    schema = {"type": "object", "properties": parameters, "required": ["a"], "additionalProperties": False}
+    return [
+        {"type": "function", "function": {"name": f"f{number}", "parameters": schema, "strict": True}}
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tools", "strict"),
+    [
+        (strict_tools(20, {"a": {"type": "string"}}), True),
+        (strict_tools(21, {"a": {"type": "string"}}), False),
+        (strict_tools(12, {"a": {"type": "string"}, "b": {}, "c": {}}), True),
+        (strict_tools(13, {"a": {"type": "string"}, "b": {}, "c": {}}), False),
+        (strict_tools(16, {"a": {"type": ["string", "null"]}}), True),
+        (strict_tools(17, {"a": {"anyOf": [{"type": "string"}, {"type": "null"}]}}), False),
+    ],
+)
+def test_more_strict_schemas_than_the_api_takes_are_not_held_to(tools: list[dict[str, Any]], strict: bool) -> None:
+    """SDKs mark every tool as strict; the API would refuse the whole request."""
+    result = written(NEW, tools=tools)
+    assert {tool.get("strict", False) for tool in json.loads(result.body)["tools"]} == {strict}
+    assert result.dropped == (() if strict else ("tools[].function.strict",))
+
+
+def test_an_answer_of_more_than_the_api_takes_has_the_stand_in_tool() -> None:
+    schema = {"type": "object", "properties": {f"k{number}": {"type": "string"} for number in range(25)}}
+    wish = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    assert written(NEW, response_format=wish).unwrap == JSON_TOOL
+    wish["json_schema"]["schema"]["required"] = ["k0"]  # type: ignore[index]
+    assert written(NEW, response_format=wish).unwrap is None
+    both = written(NEW, response_format=wish, tools=strict_tools(1, {"a": {}, "b": {}}))
+    assert (both.unwrap, both.dropped) == (None, ("tools[].function.strict",))
 
 
 def test_a_history_with_calls_brings_its_tools_along() -> None:
@@ -252,6 +293,27 @@ def test_a_history_with_calls_brings_its_tools_along() -> None:
 )
 def test_tool_choice(fields: dict[str, Any], choice: Any) -> None:
     assert sent(tools=[TOOL], **fields).get("tool_choice") == choice
+
+
+UNFORCED = msgspec.structs.replace(NEW, forced_calls=False)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
+def test_a_call_cannot_be_forced_on_every_model(choice: Any) -> None:
+    with pytest.raises(GatewayError) as caught:
+        written(UNFORCED, tools=[TOOL], tool_choice=choice)
+    assert (caught.value.kind, caught.value.param) == ("unsupported_parameter", "tool_choice")
+    assert sent(UNFORCED, tools=[TOOL], tool_choice="auto")["tool_choice"] == {"type": "auto"}
+
+
+def test_a_map_is_asked_for_in_words_where_no_call_can_be_forced() -> None:
+    schema = {"type": "object", "additionalProperties": {"type": "string"}}
+    wish = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    result = written(UNFORCED, response_format=wish)
+    body = json.loads(result.body)
+    assert (result.unwrap, "tools" in body, "output_config" in body) == (None, False, False)
+    assert body["system"][-1]["text"].endswith('must fit this JSON Schema: {"type":"object","additionalProperties":'
+                                               '{"type":"string"}}')  # fmt: skip
 
 
 def test_a_tool_choice_without_tools_is_not_sent() -> None:
@@ -470,13 +532,38 @@ INVALID = [
     ({"messages": [USER, {**CALLING, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {}}}]}, RESULT]},
      "messages[1].tool_calls[0].function.arguments"),
     ({"tool_choice": "required"}, "tool_choice"),
+    ({"messages": [USER] * 100_001}, "messages"),
 ]  # fmt: skip
+
+
+MANY = 8000
+MANY_CALLS = [{**CALL, "id": f"c{number}"} for number in range(MANY)]
+MANY_RESULTS = [{**RESULT, "tool_call_id": f"c{number}"} for number in range(MANY)]
+MANY_TOOLS = [{"type": "function", "function": {"name": f"f{number}"}} for number in range(MANY)]
+LAST_TOOL = {"mode": "auto", "tools": MANY_TOOLS[-1:] * MANY}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [USER, {**CALLING, "tool_calls": MANY_CALLS}, *MANY_RESULTS]},
+        {"messages": [USER, *[SYSTEM] * MANY]},
+        {"tools": MANY_TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": LAST_TOOL}},
+        {"messages": [{"role": "user", "content": [{**PNG, "image_url": {"url": "data:" + ";" * 1_000_000}}, "x"]}]},
+    ],
+)
+def test_no_request_costs_more_than_its_length(fields: dict[str, Any]) -> None:
+    """With the square of it, each of these held up a worker for seconds."""
+    started_s = time.process_time()
+    with suppress(GatewayError):
+        written(NEW, **fields)
+    assert time.process_time() - started_s < 2
 
 
 def test_a_schema_too_deep_is_a_400() -> None:
     deep: dict[str, Any] = {}
     for _ in range(300):
-        deep = {"type": "object", "properties": {"a": deep}, "additionalProperties": False}
+        deep = {"type": "object", "properties": {"a": deep}, "required": ["a"]}
     for fields in (
         {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": deep}}},
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": deep, "strict": True}}]},

@@ -5,19 +5,31 @@ from __future__ import annotations
 import json
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from span_records import an_attempt, an_end, plain_told, request_id, requests, told_of
 
 from edgegw.ledger.record import AttemptRecord, End
+from edgegw.logs import stamp
 from edgegw.telemetry import console
-from edgegw.telemetry.console import Console, json_line, line
+from edgegw.telemetry.console import Console, Lines
 from edgegw.telemetry.export import RefusedError
+from edgegw.telemetry.spans import Told
 from edgegw.trace import Sampler
 
 ID = request_id(1)
+
+
+def line(told: Told) -> str:
+    return Lines().text(told).decode()
+
+
+def json_line(told: Told) -> str:
+    return Lines().json(told).decode()
 
 
 def line_of(*attempts: AttemptRecord, **end: Any) -> str:
@@ -69,7 +81,7 @@ def test_whatever_a_client_calls_things_it_is_one_line(records: list[AttemptReco
 
 async def test_lines_are_written_whole_and_in_order() -> None:
     reading, writing = os.pipe()
-    place = Console(writing, line)
+    place = Console(writing, Lines().text)
     told = [plain_told(number) for number in range(100)]
     assert await place.post(await place.pack(told)) == 0
     os.close(writing)
@@ -77,10 +89,26 @@ async def test_lines_are_written_whole_and_in_order() -> None:
         assert stream.read() == "".join(map(line, told))
 
 
+async def test_lines_are_written_whole_to_a_file_too(tmp_path: Path) -> None:
+    told = [plain_told(number) for number in range(500)]
+    fd = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+    place = Console(fd, Lines().json)
+    await place.post(await place.pack(told))
+    os.close(fd)
+    assert (tmp_path / "log").read_text() == "".join(map(json_line, told))
+
+
+@given(st.lists(st.integers(0, 10**19)))
+def test_moments_are_told_as_everywhere_in_the_log(moments: list[int]) -> None:
+    lines = Lines()
+    for ns in moments:
+        assert lines._stamp(ns) == stamp(ns // 1_000_000 / 1000)
+
+
 async def test_a_stdout_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "READY_TIMEOUT_S", 0.06)
     reading, writing = os.pipe()
-    place = Console(writing, line)
+    place = Console(writing, Lines().text)
     packed = await place.pack([plain_told(number) for number in range(1000)])
     assert len(packed) > 2 * 65_536
     with pytest.raises(RefusedError, match="not read"):

@@ -171,8 +171,8 @@ def kept(database: Database, answer: Answer) -> tuple[bytes, bytes]:
 
 def files(gateway: Gateway) -> int:
     """Requests whose content waits."""
-    found = (gateway.state_dir / "content").rglob("*.msgpack")
-    return sum(len(msgspec.msgpack.decode(path.read_bytes())) for path in found)
+    found = [data for path, data in gateway.written("content").items() if path.suffix == ".msgpack"]
+    return sum(len(msgspec.msgpack.decode(data)) for data in found)
 
 
 def test_content_in_postgresql(postgres: Database, simulator: Simulator, gateway: StartGateway) -> None:
@@ -186,8 +186,7 @@ def test_content_in_postgresql(postgres: Database, simulator: Simulator, gateway
     query = f"SELECT count(*) FROM requests WHERE id = '{other.headers['x-request-id']}'"
     eventually("its row", lambda: postgres.value(query), lambda rows: rows == 1, WAIT_S)
     assert canary not in postgres.do("SELECT convert_from(request, 'UTF8') FROM request_contents")
-    written = b"".join(path.read_bytes() for path in running.state_dir.rglob("*") if path.is_file())
-    assert canary.encode() not in written
+    assert canary.encode() not in b"".join(running.written().values())
 
     config = ["--config", str(running.state_dir.parent / "edgegw.yaml")]
     shown = CliRunner().invoke(main, ["content", "show", *config, answer.headers["x-request-id"]])

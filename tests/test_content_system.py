@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
-import random
 import signal
 import socket
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
+from killing import kill_under_load
 from rig import Answer, Gateway, Simulator, StartGateway, ask, eventually, providers
 
 pytestmark = pytest.mark.system
@@ -75,13 +73,13 @@ def contents(gateway: Gateway, query: str, *values: object) -> list[Any]:
 
 def everything(gateway: Gateway) -> bytes:
     """All that the gateway has written anywhere: rows, logs, journals, files that wait, what it said, its figures."""
-    written = b"".join(path.read_bytes() for path in gateway.state_dir.rglob("*") if path.is_file())
+    written = b"".join(gateway.written().values())
     metrics = ask(gateway.admin_url, "GET", "/metrics").body + ask(gateway.admin_url, "GET", "/readyz").body
     return written + gateway.running.said.encode() + metrics
 
 
 def files(gateway: Gateway) -> list[Path]:
-    return list((gateway.state_dir / "content").rglob("*.msgpack"))
+    return [path for path in gateway.written("content") if path.suffix == ".msgpack"]
 
 
 def waiting(gateway: Gateway) -> int:
@@ -356,32 +354,12 @@ def test_processes_killed_under_load(captured: Gateway) -> None:
     """Workers and control process, again and again: whatever is kept is what the client was sent, and all of what was
     answered outside the deaths is kept."""
     heard: dict[str, tuple[bytes, bytes]] = {}
-    stop = threading.Event()
 
-    def client(number: int) -> None:
-        for turn in range(10_000):
-            if stop.is_set():
-                return
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                sent, answer = chat(captured, "acme", "sim-tokens-24", f"{number}-{turn}", stream=bool(turn % 2))
-                heard[answer.headers["x-request-id"]] = sent, answer.body
+    def one(client: int, turn: int) -> None:
+        sent, answer = chat(captured, "acme", "sim-tokens-24", f"{client}-{turn}", stream=bool(turn % 2))
+        heard[answer.headers["x-request-id"]] = sent, answer.body
 
-    clients = [threading.Thread(target=client, args=(number,)) for number in range(4)]
-    for each in clients:
-        each.start()
-    dice = random.Random(4711)
-    try:
-        for _ in range(8):
-            enough = len(heard) + dice.randrange(20, 60)
-            eventually("answers", lambda: len(heard), lambda count: count >= enough, WAIT_S)  # noqa: B023
-            pids = [pid for pid in (captured.control_pid(), *captured.worker_pids()) if pid]
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(dice.choice(pids), signal.SIGKILL)
-    finally:
-        stop.set()
-        for each in clients:
-            each.join()
-    eventually("a control process", captured.control_pid, bool, WAIT_S)
+    kill_under_load(captured, one, deaths=8)
     until_shipped(captured)
     found = {id_: both for id_, *both in contents(captured, "SELECT request_id, request, reply FROM request_contents")}
     whole = {id_: list(both) for id_, both in heard.items() if id_ in found and found[id_] == list(both)}

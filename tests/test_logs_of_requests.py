@@ -42,7 +42,7 @@ DEFECTS = """
     failing(StreamLeg, "on_body", lambda self, data: b"defect-gated" in data)
     failing(StreamLeg, "pass_chunk", lambda self, data: b"sim-slow-5ms-tokens-17" in data)
     failing(Journal, "end", lambda self, exchange: exchange.model_asked == "sim/defect-end")
-    failing(Metrics, "observe", lambda self, record: getattr(record, "model_asked", "") == "sim/defect-told")
+    failing(Metrics, "_request", lambda self, record: getattr(record, "model_asked", "") == "sim/defect-told")
 """
 
 

@@ -151,12 +151,12 @@ def vitals(slot: int, wall_s: float, **gauges: float) -> Vitals:
 def test_a_request_that_fell_back() -> None:
     metrics = Metrics(targets=[("openai", "gpt-5")])
     failed = {"first_token_us": None, "input_tokens": None, "output_tokens": None}
-    metrics.observe(attempt("primary", "upstream_error", status=500, **failed))
-    metrics.observe(Try(1, 2, "0", 2, "retry", "openai", "gpt-5", 1, "upstream_error"))
-    metrics.observe(attempt("retry", "upstream_cut", retry_reason="upstream_error", **failed))
-    metrics.observe(Try(1, 3, "0", 3, "fallback", "anthropic", "claude", 1, "upstream_cut"))
-    metrics.observe(attempt("fallback", provider="anthropic", model="claude", retry_reason="upstream_cut"))
-    metrics.observe(end("use_case:s", provider="anthropic", model="claude"))
+    metrics.observe([attempt("primary", "upstream_error", status=500, **failed)])
+    metrics.observe([Try(1, 2, "0", 2, "retry", "openai", "gpt-5", 1, "upstream_error")])
+    metrics.observe([attempt("retry", "upstream_cut", retry_reason="upstream_error", **failed)])
+    metrics.observe([Try(1, 3, "0", 3, "fallback", "anthropic", "claude", 1, "upstream_cut")])
+    metrics.observe([attempt("fallback", provider="anthropic", model="claude", retry_reason="upstream_cut")])
+    metrics.observe([end("use_case:s", provider="anthropic", model="claude")])
     seen = read(metrics)
     openai, claude = {"provider": "openai", "model": "gpt-5"}, {"provider": "anthropic", "model": "claude"}
     requests = {"route": "use_case:s", **claude, "state": "complete", "status": "200", "error": "none"}
@@ -183,8 +183,8 @@ def test_a_request_that_fell_back() -> None:
 
 def test_opentelemetrys_names_are_a_second_rendering() -> None:
     metrics = Metrics(called={"eu": "openai"}, targets=[("eu", "gpt-5")])
-    metrics.observe(attempt(provider="eu"))
-    metrics.observe(attempt(provider="eu", error_kind="upstream_cut", output_tokens=1))
+    metrics.observe([attempt(provider="eu")])
+    metrics.observe([attempt(provider="eu", error_kind="upstream_cut", output_tokens=1)])
     seen = read(metrics)
     asked = {"gen_ai_operation_name": "chat", "gen_ai_provider_name": "openai", "gen_ai_request_model": "gpt-5"}
     assert seen.value("gen_ai_client_token_usage_sum", **asked, gen_ai_token_type="input") == 20
@@ -198,22 +198,22 @@ def test_opentelemetrys_names_are_a_second_rendering() -> None:
 def test_a_failure_that_nobody_saved_is_no_save() -> None:
     """The reply broke off after the client had some of it, or nothing else was tried."""
     metrics = Metrics()
-    metrics.observe(attempt(error_kind="upstream_cut", request_id="a"))
-    metrics.observe(end(id="a", state="reset", error_kind="upstream_cut"))
-    metrics.observe(Try(1, 2, "a", 2, "retry", "openai", "gpt-5", 1, "upstream_cut"))
+    metrics.observe([attempt(error_kind="upstream_cut", request_id="a")])
+    metrics.observe([end(id="a", state="reset", error_kind="upstream_cut")])
+    metrics.observe([Try(1, 2, "a", 2, "retry", "openai", "gpt-5", 1, "upstream_cut")])
     for number in range(module.HELD_MAX + 5):
-        metrics.observe(attempt(error_kind="upstream_cut", request_id=f"r{number}"))
-    metrics.observe(Try(1, 2, "r0", 2, "retry", "openai", "gpt-5", 1, "upstream_cut"))  # forgotten by now
+        metrics.observe([attempt(error_kind="upstream_cut", request_id=f"r{number}")])
+    metrics.observe([Try(1, 2, "r0", 2, "retry", "openai", "gpt-5", 1, "upstream_cut")])  # forgotten by now
     assert list(read(metrics).of("edgegw_gate_saves_total")) == []
 
 
 def test_requests_by_how_they_ended() -> None:
     metrics = Metrics(routes=["model:smart"])
     refused = {"attempts": 0, "duration_us": 300, "overhead_us": 300, "provider": None, "model": None}
-    metrics.observe(end(None, "refused", 404, error_kind="model_not_found", **refused))
-    metrics.observe(end(None, "refused", 404, error_kind="model_not_found", **refused))
+    metrics.observe([end(None, "refused", 404, error_kind="model_not_found", **refused)])
+    metrics.observe([end(None, "refused", 404, error_kind="model_not_found", **refused)])
     gone = {"stream": True, "duration_us": 2_500_000, "overhead_us": 100, "error_kind": "client_gone"}
-    metrics.observe(end("model:smart", "client_gone", 200, **gone))
+    metrics.observe([end("model:smart", "client_gone", 200, **gone)])
     seen = read(metrics)
     none = {"route": "none", "provider": "none", "model": "none"}
     not_found = {"state": "refused", "status": "404", "error": "model_not_found"}
@@ -231,10 +231,10 @@ def test_requests_by_how_they_ended() -> None:
 
 def test_whose_requests_and_tokens_they_were() -> None:
     metrics = Metrics(tenants=["acme"])
-    metrics.observe(attempt(tenant="acme", cost_usd_micro=1_500_000))
-    metrics.observe(end(tenant="acme"))
-    metrics.observe(end(tenant="made-up", state="refused", status=429, error_kind="rate_limited"))
-    metrics.observe(attempt(tenant=""))
+    metrics.observe([attempt(tenant="acme", cost_usd_micro=1_500_000)])
+    metrics.observe([end(tenant="acme")])
+    metrics.observe([end(tenant="made-up", state="refused", status=429, error_kind="rate_limited")])
+    metrics.observe([attempt(tenant="")])
     seen = read(metrics)
     assert seen.value("edgegw_tenant_requests_total", tenant="acme", state="complete") == 1
     assert seen.value("edgegw_tenant_requests_total", tenant=OTHER, state="refused") == 1
@@ -249,27 +249,27 @@ def test_what_only_begins_is_not_counted() -> None:
     metrics = Metrics()
     empty = page(metrics)
     args = ("t", None, "default", "openai_chat", None, False, 1, 1, "primary", "openai", "gpt-5", 1)
-    metrics.observe(Begin(1, 1, "0", 1, *args))
-    metrics.observe(Try(1, 1, "0", 2, "retry", "openai", "gpt-5", 1, None))
+    metrics.observe([Begin(1, 1, "0", 1, *args)])
+    metrics.observe([Try(1, 1, "0", 2, "retry", "openai", "gpt-5", 1, None)])
     assert page(metrics) == empty
 
 
 def test_gauges_of_workers() -> None:
     metrics = Metrics()
-    metrics.observe(vitals(0, 100.0, in_flight=3, loop_lag_seconds=0.0015))
-    metrics.observe(vitals(1, 100.5, in_flight=4, something_new=math.inf))
-    metrics.observe(vitals(1, 99.5, in_flight=77))  # an older life, read later
+    metrics.observe([vitals(0, 100.0, in_flight=3, loop_lag_seconds=0.0015)])
+    metrics.observe([vitals(1, 100.5, in_flight=4, something_new=math.inf)])
+    metrics.observe([vitals(1, 99.5, in_flight=77)])  # an older life, read later
     seen = read(metrics)
     assert list(seen.of("edgegw_in_flight_requests")) == [({"worker": "0"}, 3), ({"worker": "1"}, 4)]
     assert seen.value("edgegw_loop_lag_seconds", worker="0") == 0.0015
     assert seen.value("edgegw_worker_something_new", worker="1") == math.inf
-    metrics.observe(vitals(1, 111.0, in_flight=5))  # worker 0 has been silent for over ten seconds
+    metrics.observe([vitals(1, 111.0, in_flight=5)])  # worker 0 has been silent for over ten seconds
     assert list(read(metrics).of("edgegw_in_flight_requests")) == [({"worker": "1"}, 5)]
 
 
 def test_breakers_that_are_not_closed() -> None:
     metrics = Metrics(targets=[("sim", "a/b")])
-    metrics.observe(vitals(0, 1.0, **{"breaker:sim/a/b": 1, "breaker:sim/x": 1, "breaker:sim/y": 2}))
+    metrics.observe([vitals(0, 1.0, **{"breaker:sim/a/b": 1, "breaker:sim/x": 1, "breaker:sim/y": 2})])
     assert list(read(metrics).of("edgegw_breaker_state")) == [
         ({"worker": "0", "provider": "sim", "model": "a/b"}, 1),
         ({"worker": "0", "provider": "sim", "model": OTHER}, 2),
@@ -278,7 +278,7 @@ def test_breakers_that_are_not_closed() -> None:
 
 def test_a_gauge_whose_name_is_no_name_is_left_out() -> None:
     metrics = Metrics()
-    metrics.observe(vitals(0, 1.0, **{"a b": 1.0, "ü": 2.0, "": 3.0, 'x"} 1\n': 4.0}))
+    metrics.observe([vitals(0, 1.0, **{"a b": 1.0, "ü": 2.0, "": 3.0, 'x"} 1\n': 4.0})])
     assert read(metrics).samples == read(Metrics()).samples
 
 
@@ -298,9 +298,9 @@ def test_series_are_bounded_and_nothing_is_lost() -> None:
     metrics = Metrics()
     total = 3 * seats.TENANTS_MAX
     for number in range(total):
-        metrics.observe(attempt(model=f"model-{number}", tenant=f"t{number}"))
-        metrics.observe(end(f"target:openai/model-{number}", model=f"model-{number}", tenant=f"t{number}"))
-    metrics.observe(attempt(model=OTHER))  # a model that is really called so is no second series
+        metrics.observe([attempt(model=f"model-{number}", tenant=f"t{number}")])
+        metrics.observe([end(f"target:openai/model-{number}", model=f"model-{number}", tenant=f"t{number}")])
+    metrics.observe([attempt(model=OTHER)])  # a model that is really called so is no second series
     seen = read(metrics)
     for family, seated, counted in (
         ("edgegw_attempts_total", seats.TARGETS_MAX, total + 1),
@@ -320,17 +320,17 @@ def test_combinations_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = Metrics()
     for number in range(90):
         for _ in range(2):
-            metrics.observe(end(f"r{number % 9}", model=f"m{number % 10}"))
+            metrics.observe([end(f"r{number % 9}", model=f"m{number % 10}")])
     found = list(read(metrics).of("edgegw_requests_total"))
     assert (len(found), sum(value for _, value in found)) == (11, 180)
 
 
 def test_what_clients_make_up_is_shown_when_it_works() -> None:
     metrics = Metrics()
-    metrics.observe(attempt(error_kind="upstream_refused", status=404, model="nonsense"))
-    metrics.observe(attempt(error_kind="upstream_refused", status=404, model="works"))
-    metrics.observe(attempt(model="works"))
-    metrics.observe(attempt(error_kind="upstream_refused", status=404, model="works"))
+    metrics.observe([attempt(error_kind="upstream_refused", status=404, model="nonsense")])
+    metrics.observe([attempt(error_kind="upstream_refused", status=404, model="works")])
+    metrics.observe([attempt(model="works")])
+    metrics.observe([attempt(error_kind="upstream_refused", status=404, model="works")])
     told = {(labels["model"], labels["outcome"]): value for labels, value in read(metrics).of("edgegw_attempts_total")}
     assert told == {(OTHER, "upstream_refused"): 2, ("works", "ok"): 1, ("works", "upstream_refused"): 1}
 
@@ -348,8 +348,8 @@ def test_a_seat_is_never_taken_back(names: list[tuple[str, bool]]) -> None:
 @given(model=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_any_name_survives_the_exposition(model: str) -> None:
     metrics = Metrics()
-    metrics.observe(attempt(model=model))
-    metrics.observe(end(f"target:openai/{model}"))
+    metrics.observe([attempt(model=model)])
+    metrics.observe([end(f"target:openai/{model}")])
     seen = read(metrics)
     assert seen.value("edgegw_attempts_total", provider="openai", model=model, kind="primary", outcome="ok") == 1
     told = [labels["route"] for labels, _ in seen.of("edgegw_requests_total")]
@@ -358,7 +358,7 @@ def test_any_name_survives_the_exposition(model: str) -> None:
 
 def test_a_lone_surrogate_does_not_break_the_page() -> None:
     metrics = Metrics()
-    metrics.observe(attempt(model="\ud800"))
+    metrics.observe([attempt(model="\ud800")])
     assert read(metrics).value("edgegw_attempts_total", provider="openai", model="?", kind="primary", outcome="ok") == 1
 
 

@@ -16,6 +16,7 @@ from edgegw.dialects.openai_chat_reply import read_plain, read_usage
 from edgegw.dialects.openai_chat_stream import OpenAIChatStream
 from edgegw.errors import GatewayError, UpstreamFault
 from edgegw.exchange import Usage
+from edgegw.http.sse import EVENT_BYTES_MAX
 
 MESSAGES = '"messages":[{"role":"user","content":"hi"}]'
 
@@ -112,6 +113,28 @@ def test_malformed_json_is_named_with_its_place() -> None:
 def test_a_field_that_stands_twice_and_is_not_ours_passes() -> None:
     data = body('"temperature":1', '"temperature":1')
     assert openai_chat.edit(openai_chat.read(data), "", False)  # no GatewayError
+
+
+@pytest.mark.parametrize(
+    ("data", "param"),
+    [
+        (body(*(f'"k{number}": 1' for number in range(1100))), None),
+        (body(*['"k":1'] * 1100), None),
+        (body('"metadata":{' + ",".join(['"k":1'] * 1100) + "}"), "metadata"),
+        (body('"x":[' + ",".join("1" * 20_000) + "]", '"x":2'), "x"),
+    ],
+)
+def test_what_must_be_walked_over_is_bounded(data: bytes, param: str | None) -> None:
+    """Such a body is nobody's; a large one of its kind would hold up a worker."""
+    with pytest.raises(GatewayError) as caught:
+        openai_chat.read(data)
+    assert (caught.value.kind, caught.value.param) == ("invalid_value", param)
+
+
+def test_a_long_text_that_stands_twice_hides_no_field() -> None:
+    text = r"a,\"model\":\"b\"," * 20_000
+    ask = openai_chat.read(body('"model":"a"', f'"x":"{text}"', '"x":1'))
+    assert ask.model == "a"
 
 
 def test_a_large_body_costs_little() -> None:
@@ -371,7 +394,9 @@ def test_recall_folds_in_what_went_past() -> None:
 
 def test_an_event_too_long_is_a_fault() -> None:
     reader = OpenAIChatStream()
-    reader.feed(b"data: " + b"x" * (5 << 20))
+    picture = b'data: {"choices":[{"index":0,"delta":{"images":["%b"]}}]}\n\n' % (b"A" * (20 << 20))
+    assert reader.feed(picture) == picture
+    reader.feed(b"data: " + b"x" * EVENT_BYTES_MAX)
     assert reader.fault is not None
     assert reader.fault.kind == "upstream_garbage"
 

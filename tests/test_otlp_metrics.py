@@ -29,11 +29,11 @@ RESOURCE = (("service.name", "edgegw"), ("service.instance.id", "0123"))
 
 def some() -> Metrics:
     metrics = Metrics({names.LEDGER_LAG: lambda: math.nan, names.LEDGER_ROWS: lambda: 2**40}, targets=[("openai", "ü")])
-    metrics.observe(attempt("primary", "upstream_cut", model="ü", cost_usd_micro=1_234_567))
-    metrics.observe(Try(1, 2, "0", 2, "fallback", "openai", "gpt-5", 1, "upstream_cut"))
-    metrics.observe(attempt("fallback", retry_reason="upstream_cut", tenant="acme", input_tokens=70_000_000))
-    metrics.observe(end("default"))
-    metrics.observe(vitals(0, 1.0, in_flight=3, cpu_seconds=1.25))
+    metrics.observe([attempt("primary", "upstream_cut", model="ü", cost_usd_micro=1_234_567)])
+    metrics.observe([Try(1, 2, "0", 2, "fallback", "openai", "gpt-5", 1, "upstream_cut")])
+    metrics.observe([attempt("fallback", retry_reason="upstream_cut", tenant="acme", input_tokens=70_000_000)])
+    metrics.observe([end("default")])
+    metrics.observe([vitals(0, 1.0, in_flight=3, cpu_seconds=1.25)])
     return metrics
 
 

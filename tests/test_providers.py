@@ -398,3 +398,4 @@ def test_the_table_of_models(
     assert (found.max_output_tokens, found.sampling, found.mid_system) == (tokens, sampling, mid_system)
     assert found.thinking == thinking
     assert bool(found.efforts) == ("adaptive" in thinking)
+    assert found.forced_calls == (model != "claude-opus-5-5")

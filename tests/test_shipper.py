@@ -9,7 +9,7 @@ import random
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -134,7 +134,7 @@ async def test_an_attempt_makes_the_same_row_whether_it_is_written_by_itself_or_
         die(journal)
         seen: list[Record] = []
         store = sqlite_store(state_dir / "books.db")
-        shipper = await ship_all(state_dir, store, [seen.append], batch_rows_max=4)
+        shipper = await ship_all(state_dir, store, [seen.extend], batch_rows_max=4)
         await store.close()
         rows.append(books(state_dir / "books.db"))
         assert (shipper.tally.requests, shipper.tally.attempts) == (9, 18)
@@ -146,7 +146,7 @@ async def test_a_dead_life_leaves_interrupted_rows(tmp_path: Path) -> None:
     mixed_lives(tmp_path)
     store = sqlite_store(tmp_path / "books.db")
     seen: list[Record] = []
-    shipper = await ship_all(tmp_path, store, [seen.append])
+    shipper = await ship_all(tmp_path, store, [seen.extend])
     await store.close()
     requests, attempts = books(tmp_path / "books.db")
     assert Counter(row[8] for row in requests) == {"complete": 180, "refused": 30, "interrupted": 90}
@@ -316,7 +316,7 @@ async def test_an_idle_gateway_writes_nothing(tmp_path: Path) -> None:
         journal.vitals({"in_flight": 0}, WALL_NS + second * 10**9)
     store = FaultyStore(sqlite_store(tmp_path / "books.db"), nothing, nothing)
     seen: list[Record] = []
-    await ship_all(tmp_path, store, [seen.append])
+    await ship_all(tmp_path, store, [seen.extend])
     assert len(seen) == 60
     assert store.writes == 0
     await store.close()
@@ -350,7 +350,7 @@ async def test_while_the_store_is_away_rows_wait_and_observers_do_not(
     store = FaultyStore(sqlite_store(path), fail, nothing)
     seen: list[Record] = []
     clock = ManualClock(wall_ns=WALL_NS + 10 * 10**9)
-    shipper = Shipper(tmp_path, store, clock, unpriced, [seen.append], poll_s=0.002, batch_rows_max=50)
+    shipper = Shipper(tmp_path, store, clock, unpriced, [seen.extend], poll_s=0.002, batch_rows_max=50)
     running = asyncio.create_task(shipper.run())
     journal = open_journal(tmp_path)
     played = 0
@@ -448,13 +448,18 @@ async def test_an_observer_that_fails_does_not_stop_the_books(tmp_path: Path) ->
     journal.close()
     seen: list[Record] = []
 
-    def broken(record: Record) -> None:
-        raise RuntimeError("no")
+    def broken(records: Iterator[Record]) -> None:
+        for _ in records:
+            raise RuntimeError("no")
+
+    def idle(records: Iterator[Record]) -> None:
+        raise RuntimeError("it does not even look")
 
     store = sqlite_store(tmp_path / "books.db")
-    shipper = await ship_all(tmp_path, store, [broken, seen.append])
+    shipper = await ship_all(tmp_path, store, [broken, idle, seen.extend])
     await store.close()
-    assert shipper.observer_errors == len(seen) == 15
+    assert len(seen) == 15
+    assert shipper.observer_errors == 2 * 15
     assert len(states(tmp_path / "books.db")) == 5
 
 

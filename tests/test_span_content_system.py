@@ -4,14 +4,11 @@ official protobuf classes read it. And none at all where nobody asked for it."""
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
-import random
 import signal
 import socket
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +16,7 @@ from typing import Any
 
 import pytest
 from collector import CLIENT, SERVER, Collector, Seen
+from killing import kill_under_load
 from rig import Answer, Gateway, Simulator, StartGateway, ask, eventually, providers
 
 pytestmark = pytest.mark.system
@@ -99,13 +97,14 @@ def text_of(message: dict[str, Any]) -> str:
     return "".join(part.get("content", "") for part in message["parts"])
 
 
+def waiting(gateway: Gateway) -> list[Path]:
+    """Files of content that wait for their spans."""
+    return [path for path in gateway.written("content-told") if path.suffix == ".msgpack"]
+
+
 def written(gateway: Gateway) -> bytes:
     """All that the gateway has written anywhere, and what it said."""
-    found = b""
-    for path in gateway.state_dir.rglob("*"):
-        with contextlib.suppress(OSError):
-            found += path.read_bytes() if path.is_file() else b""
-    return found + gateway.running.said.encode()
+    return b"".join(gateway.written().values()) + gateway.running.said.encode()
 
 
 def stored(gateway: Gateway) -> list[str]:
@@ -235,7 +234,7 @@ def test_what_is_told_is_not_stored_and_leaves_nothing_behind(running: Gateway, 
     everything = written(running)
     assert b"canary-told-1" not in everything
     assert b"canary-kept" in everything
-    assert list((running.state_dir / "content-told").rglob("*.msgpack")) == []
+    assert waiting(running) == []
 
 
 @pytest.mark.parametrize("value", [None, "false", "NO_CONTENT", "EVENT_ONLY", "nonsense"])
@@ -281,12 +280,11 @@ def test_the_control_process_killed(simulator: Simulator, gateway: StartGateway)
         pid = running.control_pid()
         os.kill(pid, signal.SIGSTOP)
         answers = [chat(running, "sim-tokens-9", f"number {number}", stream=bool(number % 2)) for number in range(20)]
-        directory = running.state_dir / "content-told"
-        eventually("files wait", lambda: list(directory.rglob("*.msgpack")), bool, WAIT_S)
+        eventually("files wait", lambda: waiting(running), bool, WAIT_S)
         os.kill(pid, signal.SIGKILL)
         for number, answer in enumerate(answers):
             assert text_of(content_of(collector, answer)[INPUT][0]) == f"number {number}"
-        assert list(directory.rglob("*.msgpack")) == []
+        assert waiting(running) == []
 
 
 def test_a_worker_killed(simulator: Simulator, gateway: StartGateway) -> None:
@@ -325,34 +323,14 @@ def test_processes_killed_under_load_mix_nothing_up(simulator: Simulator, gatewa
     with Collector() as collector:
         running = gateway(settings(simulator), telling(collector))
         said: dict[str, str] = {}
-        stop = threading.Event()
 
-        def client(number: int) -> None:
-            tenant = "quiet" if number == 0 else "acme"
-            for turn in range(10_000):
-                if stop.is_set():
-                    return
-                with contextlib.suppress(OSError, http.client.HTTPException):
-                    text = f"{tenant} {number}-{turn}"
-                    answer = chat(running, "sim-tokens-9", text, tenant, stream=bool(turn % 2))
-                    said[answer.headers["x-request-id"]] = text
+        def one(client: int, turn: int) -> None:
+            tenant = "quiet" if client == 0 else "acme"
+            text = f"{tenant} {client}-{turn}"
+            answer = chat(running, "sim-tokens-9", text, tenant, stream=bool(turn % 2))
+            said[answer.headers["x-request-id"]] = text
 
-        clients = [threading.Thread(target=client, args=(number,)) for number in range(4)]
-        for each in clients:
-            each.start()
-        dice = random.Random(4711)
-        try:
-            for _ in range(6):
-                enough = len(said) + dice.randrange(20, 60)
-                eventually("answers", lambda: len(said), lambda count: count >= enough, WAIT_S)  # noqa: B023
-                pids = [pid for pid in (running.control_pid(), *running.worker_pids()) if pid]
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(dice.choice(pids), signal.SIGKILL)
-        finally:
-            stop.set()
-            for each in clients:
-                each.join()
-        eventually("a control process", running.control_pid, bool, WAIT_S)
+        kill_under_load(running, one, deaths=6)
         answer = chat(running, "sim-tokens-9", "after it")
         assert text_of(content_of(collector, answer)[INPUT][0]) == "after it"
         ids = {span.id: span.attributes["edgegw.request_id"] for span in collector.spans if span.kind == SERVER}
@@ -384,11 +362,10 @@ def test_what_is_left_of_a_gateway_that_does_not_tell_any_more_is_removed(
         first = gateway(settings(simulator), telling(collector))
         os.kill(first.control_pid(), signal.SIGSTOP)
         chat(first, "sim-tokens-9", "canary-left")
-        directory = first.state_dir / "content-told"
-        eventually("a file waits", lambda: list(directory.rglob("*.msgpack")), bool, WAIT_S)
+        eventually("a file waits", lambda: waiting(first), bool, WAIT_S)
         first.kill()
         second = gateway({**settings(simulator), "server": {"state_dir": str(first.state_dir)}}, {})
-        eventually("none waits", lambda: list(directory.rglob("*.msgpack")), lambda left: not left, WAIT_S)
+        eventually("none waits", lambda: waiting(second), lambda left: not left, WAIT_S)
         assert b"canary-left" not in written(second)
         assert collector.spans == []
 

@@ -192,9 +192,9 @@ def test_names_that_are_not_ours_are_those_of_the_conventions() -> None:
 def test_other_records_tell_nothing() -> None:
     told: list[object] = []
     spans = Spans(Sampler(), 1, [told.append])
-    spans.observe(Begin(2, 1, ID, 1, "t", None, None, "d", None, False, 1, 1, "primary", "p", "m", 1))
-    spans.observe(Try(2, 2, ID, 2, "retry", "p", "m", 1, None))
-    spans.observe(Vitals(2, 3, 0, 1, {}))
+    spans.observe([Begin(2, 1, ID, 1, "t", None, None, "d", None, False, 1, 1, "primary", "p", "m", 1)])
+    spans.observe([Try(2, 2, ID, 2, "retry", "p", "m", 1, None)])
+    spans.observe([Vitals(2, 3, 0, 1, {})])
     assert told == []
     assert spans._open == {}
 
@@ -255,19 +255,19 @@ def test_requests_that_never_end_are_forgotten_at_a_bound(monkeypatch: pytest.Mo
     told: list[Any] = []
     spans = Spans(Sampler(), 1, [told.append])
     for number in range(30):
-        spans.observe(an_attempt(request_id(number)))
+        spans.observe([an_attempt(request_id(number))])
     assert len(spans._open) == 10
     assert spans.forgotten == 20
-    spans.observe(an_end(request_id(29)))
-    spans.observe(an_end(request_id(0)))
+    spans.observe([an_end(request_id(29))])
+    spans.observe([an_end(request_id(0))])
     assert [len(each.attempts) for each in told] == [1, 0]
 
 
 def test_the_sampled_and_the_others_leave_nothing_behind() -> None:
     spans = Spans(NONE, 10**9, [])
     for number in range(10):
-        spans.observe(an_attempt(request_id(number)))
-        spans.observe(an_end(request_id(number)))
+        spans.observe([an_attempt(request_id(number))])
+        spans.observe([an_end(request_id(number))])
     assert spans._open == {}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -43,7 +43,11 @@ class Heard:
         self.times: Counter[tuple[str, str, int]] = Counter()
         self.incomplete: list[Record] = []
 
-    def observe(self, record: Record) -> None:
+    def observe(self, records: Iterable[Record]) -> None:
+        for record in records:
+            self._hear(record)
+
+    def _hear(self, record: Record) -> None:
         if isinstance(record, AttemptRecord):
             self.times["attempt", record.request_id, record.number] += 1
             good = record.tenant == "acme" and record.use_case == "support_summary"

@@ -22,7 +22,7 @@ from edgegw.child import Lifeline
 from edgegw.logs import Log, Role
 from edgegw.settings import Settings
 
-# A worker makes hardly any cycles: looking for them often costs more than it finds.
+# No process makes many cycles: looking for them often costs more than it finds.
 GC_THRESHOLDS = (50_000, 20, 100)
 
 STDOUT = 1
@@ -80,6 +80,7 @@ def _run_control(
         control = build_control(settings, channel, asyncio.get_running_loop(), as_json=as_json)
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         return await control.run(admin, lifeline.fd, lifeline.ready)
 
     return uvloop.run(main())

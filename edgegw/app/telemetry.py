@@ -16,8 +16,8 @@ from edgegw.content.choice import Choice
 from edgegw.content.courier import Courier
 from edgegw.http.proxies import Proxies
 from edgegw.settings import Settings
-from edgegw.telemetry import console, semconv, variables
-from edgegw.telemetry.console import Console
+from edgegw.telemetry import semconv, variables
+from edgegw.telemetry.console import DELAY_S, Console, Lines
 from edgegw.telemetry.export import Destination, Exporter
 from edgegw.telemetry.meeting import Meeting
 from edgegw.telemetry.metrics import Metrics
@@ -66,8 +66,9 @@ def build_tracing(settings: Settings, clock: SystemClock, instance: str, *, as_j
             contents = build_contents(settings, clock, exporters[-1].offer)
         sinks.append(exporters[-1].offer if contents is None else contents.meeting.offer)
     if "console" in wanted.exporters:
-        write = console.json_line if as_json else console.line
-        exporters.append(exporter(Console(STDOUT, write), min(console.DELAY_S, wanted.delay_s)))
+        lines = Lines()
+        write = lines.json if as_json else lines.text
+        exporters.append(exporter(Console(STDOUT, write), min(DELAY_S, wanted.delay_s)))
         sinks.append(exporters[-1].offer)
     if not exporters:
         return None

@@ -12,9 +12,10 @@ from typing import Any
 
 import msgspec
 
-from edgegw.dialects.anthropic_schema import has_maps, supported
+from edgegw.dialects.anthropic_schema import fit, has_maps, supported
 from edgegw.dialects.anthropic_turns import JSON, cache_control, write_turns
 from edgegw.dialects.chat import Request, SealedThinking, Thinking, Tool, ToolCall, Turn
+from edgegw.dialects.complaints import unsupported
 
 # The tool that stands in for structured outputs where there are none: its arguments are the answer. No client's tool is
 # called like this.
@@ -30,10 +31,11 @@ BUDGET_MIN = 1024
 
 _JSON_NUDGE = "Answer with a single JSON object and nothing else: no prose around it, no code fence."
 _NO_PARAMETERS = {"type": "object", "properties": {}}
-_BUDGETS = {"minimal": 1024, "low": 1024, "medium": 2048, "high": 4096, "xhigh": 8192, "max": 16384}
+BUDGETS = {"minimal": 1024, "low": 1024, "medium": 2048, "high": 4096, "xhigh": 8192, "max": 16384}
 _EFFORTS = {"minimal": "low"}
 _EFFORT_BELOW = {"xhigh": "high", "max": "high"}
 _SERVICE_TIERS = {"auto": "auto", "priority": "auto", "fast": "auto", "default": "standard_only"}
+_FORCED = ("any", "named")
 _CHOICES = {"auto": "auto", "none": "none", "any": "any", "named": "tool"}
 
 
@@ -46,6 +48,7 @@ class Capabilities(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     efforts: tuple[str, ...] = ()
     mid_system: bool = False
     structured_outputs: bool = False
+    forced_calls: bool = True
 
 
 @dataclass(slots=True)
@@ -59,14 +62,19 @@ class Written:
 
 def unwraps(schema: msgspec.Raw | None, capabilities: Capabilities) -> str | None:
     """The name of the stand-in tool, when an answer in JSON of `schema` has to do with one: the model has no structured
-    outputs, or they cannot say it."""
-    if schema is None or (capabilities.structured_outputs and not has_maps(schema)):
+    outputs, or they cannot say it; and it can be made to call the tool."""
+    if schema is None or _can_hold(schema, capabilities) or not capabilities.forced_calls:
         return None
     return JSON_TOOL
 
 
+def _can_hold(schema: msgspec.Raw, capabilities: Capabilities) -> bool:
+    return capabilities.structured_outputs and fit([schema]) and not has_maps(schema)
+
+
 def write(request: Request, model: str, capabilities: Capabilities) -> Written:
-    """Raises GatewayError invalid_value when the turns break a rule of the API."""
+    """Raises GatewayError: invalid_value when the turns break a rule of the API, unsupported_parameter for what this
+    model cannot be told."""
     dropped = list(request.hints)
     system, messages = write_turns(request.turns, capabilities.mid_system)
     max_tokens = request.max_output_tokens
@@ -74,7 +82,7 @@ def write(request: Request, model: str, capabilities: Capabilities) -> Written:
         max_tokens = capabilities.max_output_tokens
     body: JSON = {"model": model, "max_tokens": max_tokens, "messages": messages}
     unwrap = _write_json_answer(request, capabilities, body, system)
-    _write_tools(request, unwrap, capabilities.structured_outputs, body)
+    _write_tools(request, unwrap, capabilities, body, dropped)
     if system:
         body["system"] = system
     thinks = _write_thinking(request, capabilities, body, dropped)
@@ -92,17 +100,27 @@ def _write_json_answer(request: Request, capabilities: Capabilities, body: JSON,
         system.append({"type": "text", "text": _JSON_NUDGE})
         return None
     unwrap = unwraps(wish.schema, capabilities)
-    if unwrap is None:
+    if unwrap is None and _can_hold(wish.schema, capabilities):
         schema = supported(wish.schema, "response_format.json_schema.schema")
         body["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
+    elif unwrap is None:
+        fitting = f"{_JSON_NUDGE} It must fit this JSON Schema: {bytes(wish.schema).decode()}"
+        system.append({"type": "text", "text": fitting})
     return unwrap
 
 
-def _write_tools(request: Request, unwrap: str | None, strict: bool, body: JSON) -> None:
-    tools = [_tool(tool, strict, f"tools[{index}].function.parameters") for index, tool in enumerate(request.tools)]
+def _write_tools(
+    request: Request, unwrap: str | None, capabilities: Capabilities, body: JSON, dropped: list[str]
+) -> None:
+    held = _held(request, unwrap) if request.tools and capabilities.structured_outputs else frozenset()
+    if any(tool.strict and index not in held for index, tool in enumerate(request.tools)):
+        dropped.append("tools[].function.strict")
+    tools = [_tool(tool, index in held, f"tools[{index}].function") for index, tool in enumerate(request.tools)]
     choice: JSON = {}
     if request.tool_choice is not None and tools:
         choice["type"] = _CHOICES[request.tool_choice.mode]
+        if request.tool_choice.mode in _FORCED and not capabilities.forced_calls:
+            raise unsupported("tool_choice", ": this model cannot be made to call a tool")
         if request.tool_choice.mode == "named":
             choice["name"] = request.tool_choice.name
     if unwrap is not None and request.json_answer is not None:
@@ -131,13 +149,24 @@ def _called(turns: list[Turn]) -> list[str]:
     return list(dict.fromkeys(call.name for call in calls))
 
 
+def _held(request: Request, unwrap: str | None) -> frozenset[int]:
+    """Which of the request's tools its model can be held to, beside the answer: all that can be, or none."""
+    held = {
+        index: tool.schema
+        for index, tool in enumerate(request.tools)
+        if tool.strict and tool.schema is not None and not has_maps(tool.schema)
+    }
+    answer = request.json_answer.schema if request.json_answer is not None and unwrap is None else None
+    schemas = [*held.values(), *(() if answer is None else (answer,))]
+    return frozenset(held) if fit(schemas) else frozenset()
+
+
 def _tool(tool: Tool, strict: bool, path: str) -> JSON:
-    """`strict`: the model can be held to a schema; to one, that is, that leaves nothing open."""
     written: JSON = {"name": tool.name, "input_schema": _with_type(tool.schema)}
     if tool.description:
         written["description"] = tool.description
-    if strict and tool.strict and tool.schema is not None and not has_maps(tool.schema):
-        written["input_schema"] = {"type": "object", **supported(tool.schema, path)}
+    if strict and tool.schema is not None:
+        written["input_schema"] = {"type": "object", **supported(tool.schema, f"{path}.parameters")}
         written["strict"] = True
     if tool.cache:
         written["cache_control"] = cache_control(tool.cache)
@@ -162,7 +191,7 @@ def _write_thinking(request: Request, capabilities: Capabilities, body: JSON, dr
         return _write_effort(effort, forced, capabilities, body)
     if effort == "none":
         return False
-    budget = min(_BUDGETS[effort], max(BUDGET_MIN, body["max_tokens"] // 2))
+    budget = min(BUDGETS[effort], max(BUDGET_MIN, body["max_tokens"] // 2))
     possible = "budget" in capabilities.thinking and not forced and budget < body["max_tokens"]
     if not possible or _in_tool_loop_without_thinking(request.turns):
         dropped.append("reasoning_effort")

@@ -3,7 +3,8 @@ outputs").
 
 Keywords outside the supported part are refused by the API. What they say is moved into the description, where the
 model still reads it; the client's own validation stays as strict as it was. Every object must be closed, which a map
-(an object whose names are not known) cannot be: it would always be empty. `has_maps` tells.
+(an object whose names are not known) cannot be: it would always be empty (`has_maps`). And all schemas of a request
+together must not be too much for the API to compile (`fit`).
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ _FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostnam
 _OF_SCHEMAS = ("$defs", "definitions", "properties")
 _LISTS_OF_SCHEMAS = ("allOf", "anyOf")
 _LISTS_WITH_SCHEMAS = (*_LISTS_OF_SCHEMAS, "oneOf")
+# What the API takes in one request: schemas that hold, parameters not required, parameters of more than one type.
+STRICT_MAX = 20
+OPTIONAL_MAX = 24
+UNIONS_MAX = 16
 _ITEMS_SUPPORTED_MIN = (0, 1)
 
 
@@ -55,9 +60,23 @@ def supported(schema: msgspec.Raw, path: str) -> dict[str, Any]:
 def has_maps(schema: msgspec.Raw) -> bool:
     """Whether an object in it is there for names that it does not list."""
     try:
-        return any(map(_is_map, _objects(msgspec.json.decode(schema))))
+        return any(map(_is_map, _objects([msgspec.json.decode(schema)])))
     except RecursionError:
         return False  # too deep for anything; `supported` says so
+
+
+def fit(schemas: list[msgspec.Raw]) -> bool:
+    """Whether the API takes so many and such schemas in one request."""
+    optional = unions = 0
+    try:
+        for schema in _objects([msgspec.json.decode(each) for each in schemas]):
+            names, required = schema.get("properties"), schema.get("required")
+            if isinstance(names, dict):
+                optional += len(names.keys() - set(map(str, required if isinstance(required, list) else ())))
+            unions += isinstance(schema.get("type"), list) or "anyOf" in schema or "oneOf" in schema
+    except RecursionError:
+        return True  # as above
+    return len(schemas) <= STRICT_MAX and optional <= OPTIONAL_MAX and unions <= UNIONS_MAX
 
 
 def _is_map(schema: dict[str, Any]) -> bool:
@@ -74,20 +93,19 @@ def _is_object(schema: dict[str, Any]) -> bool:
     return kind == "object" or "properties" in schema or (isinstance(kind, list) and "object" in kind)
 
 
-def _objects(schema: object) -> Iterator[dict[str, Any]]:
-    """The schemas in a schema, itself first."""
-    if not isinstance(schema, dict):
-        return
-    yield schema
-    for name, value in schema.items():
-        if name in _OF_SCHEMAS and isinstance(value, dict):
-            inner: list[object] = list(value.values())
-        elif name in _LISTS_WITH_SCHEMAS and isinstance(value, list):
-            inner = value
-        else:
-            inner = [value] if name == "items" else []
-        for entry in inner:
-            yield from _objects(entry)
+def _objects(schemas: list[object]) -> Iterator[dict[str, Any]]:
+    """The schemas, and those in them."""
+    for schema in schemas:
+        if not isinstance(schema, dict):
+            continue
+        yield schema
+        for name, value in schema.items():
+            if name in _OF_SCHEMAS and isinstance(value, dict):
+                yield from _objects(list(value.values()))
+            elif name in _LISTS_WITH_SCHEMAS and isinstance(value, list):
+                yield from _objects(value)
+            elif name == "items":
+                yield from _objects([value])
 
 
 def _object(schema: dict[str, Any]) -> dict[str, Any]:

@@ -48,10 +48,13 @@ def write_turns(turns: list[Turn], mid_system: bool) -> tuple[list[JSON], list[J
 def _merged(turns: list[Turn], mid_system: bool, ids: _Ids) -> list[JSON]:
     messages: list[JSON] = []
     written: list[Turn] = [turn for turn in turns if _says_something(turn)]
+    standing: frozenset[int] | None = None if mid_system else frozenset()
     for index, turn in enumerate(written):
         role = turn.role
-        if role == "system" and not (mid_system and _may_stand(written, index)):
-            role = "user"
+        if role == "system":
+            if standing is None:
+                standing = _standing(written)
+            role = "system" if index in standing else "user"
         blocks = _blocks(turn, ids)
         if messages and messages[-1]["role"] == role:
             messages[-1]["content"] += blocks
@@ -67,14 +70,18 @@ def _merged(turns: list[Turn], mid_system: bool, ids: _Ids) -> list[JSON]:
     return messages
 
 
-def _may_stand(turns: list[Turn], index: int) -> bool:
-    """Whether a system turn stands behind a user turn, and before an assistant turn or the end."""
-    before, behind = index - 1, index + 1
-    while before >= 0 and turns[before].role == "system":
-        before -= 1
-    while behind < len(turns) and turns[behind].role == "system":
-        behind += 1
-    return before >= 0 and turns[before].role == "user" and (behind == len(turns) or turns[behind].role == "assistant")
+def _standing(turns: list[Turn]) -> frozenset[int]:
+    """Where system turns stand behind a user turn, and before an assistant turn or the end."""
+    found: list[int] = []
+    before, run = "", list[int]()
+    for index, turn in enumerate(turns):
+        if turn.role == "system":
+            run.append(index)
+            continue
+        if run and before == "user" and turn.role == "assistant":
+            found += run
+        before, run = turn.role, []
+    return frozenset(found + run if before == "user" else found)
 
 
 def _says_something(turn: Turn) -> bool:
@@ -84,16 +91,16 @@ def _says_something(turn: Turn) -> bool:
 def _check_pairs(messages: list[JSON]) -> None:
     """Every tool call is answered in the next message, and nothing else is (the API refuses both; so do we, with the
     id in the complaint, before a provider is asked)."""
-    asked: list[str] = []
+    asked: dict[str, None] = {}  # in the order of the calls
     for message in [*messages, {"role": "end", "content": []}]:
-        answered = [block["tool_use_id"] for block in message["content"] if block["type"] == "tool_result"]
+        answered = {block["tool_use_id"]: None for block in message["content"] if block["type"] == "tool_result"}
         for id in asked:
             if id not in answered:
                 raise wrong_value("messages", f"hold no result of the tool call '{id:.80}' right behind it")
         for id in answered:
             if id not in asked:
                 raise wrong_value("messages", f"hold a tool result for '{id:.80}', which no call right before it made")
-        asked = [block["id"] for block in message["content"] if block["type"] == "tool_use"]
+        asked = {block["id"]: None for block in message["content"] if block["type"] == "tool_use"}
 
 
 class _Ids:

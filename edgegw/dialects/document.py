@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from itertools import islice
 
 import msgspec
 
@@ -17,12 +18,18 @@ _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _STRING = msgspec.json.Decoder(str)
 
 _BYTE_OF_ERROR = re.compile(r" *\(byte (\d+)\)")
-_FIELD_NAME = re.compile(rb'[\s{,]*("(?:[^"\\]|\\.)*")\s*:\s*')
-# Escapes one after the other; a surrogate that has no other half is in group 1. No strict parser takes it.
-_ESCAPE = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]|(u[dD][89a-fA-F])|.)", re.DOTALL)
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]|[^\s{}\[\],:"]+')
+_FIELD_NAME = re.compile(rb'[\s{,]*+("(?:[^"\\]++|\\.)*+")\s*+:\s*+')
+# Text up to the first surrogate escape that has no other half; no strict parser takes one.
+_WHOLE_PAIRS = re.compile(rb"(?:[^\\]++|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u(?![dD][89a-fA-F])|\\[^u])*+", re.DOTALL)
+_HALF_OF_A_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]]|[^\s{}\[\],:"]++')
 _AFTER_A_VALUE = b"]}, \t\r\n"
 _WHITE_SPACE = b" \t\r\n"
+# What is walked over is bounded: a client's odd body must not hold up a worker. OpenAI has 40 fields.
+FIELDS_MAX = 1024
+_SKIPPED_TOKENS_MAX = 16 * 1024
+_NAME_CHARS_MAX = 80  # of a client's own word in a complaint
+_LOOKED_AT_BYTES_MAX = 1024 * 1024  # for a better word about a body that is refused anyway
 # Up to this size, counting all that is not white space (1.5 us per KB) is cheaper than a walk (1 us per field).
 _COUNTED_BYTES_MAX = 4 * 1024
 
@@ -68,9 +75,9 @@ def _check_utf8(body: bytes) -> None:
 def _not_json(body: bytes, complaint: str) -> GatewayError:
     """Turns msgspec's words ("JSON is malformed: invalid character (byte 12)") into ours, with a place to look at."""
     match = _BYTE_OF_ERROR.search(complaint)
-    half = next((escape.start() for escape in _ESCAPE.finditer(body) if escape[1]), None)
-    if half is not None and (match is None or "surrogate" in complaint):
-        reason, at = "half of a surrogate pair", half
+    whole = _WHOLE_PAIRS.match(body, 0, _LOOKED_AT_BYTES_MAX) if match is None or "surrogate" in complaint else None
+    if whole is not None and _HALF_OF_A_PAIR.match(body, whole.end()):
+        reason, at = "half of a surrogate pair", whole.end()
     elif match is None:
         reason, at = "it ends too early", len(body)
     else:
@@ -85,7 +92,9 @@ def _place(body: bytes, at: int) -> str:
 
 
 def _check_once(document: bytes, fields: dict[str, msgspec.Raw], once: Collection[str], path: str) -> None:
-    """Refuses a field of `once` that stands twice."""
+    """Refuses a field of `once` that stands twice, and more fields than anybody has."""
+    if len(fields) > FIELDS_MAX:
+        raise _too_many(path)
     if not _is_sum_of(fields, document):
         _walk(document, fields, once, path)
 
@@ -115,22 +124,29 @@ def ink(text: bytes) -> int:
 def _walk(document: bytes, fields: dict[str, msgspec.Raw], once: Collection[str], path: str) -> None:
     """Goes over an object field by field."""
     seen: set[str] = set()
-    at = 0
+    at = count = 0
     while match := _FIELD_NAME.match(document, at):
         name = _STRING.decode(match[1])
         if name in seen and name in once:
-            raise GatewayError("invalid_value", f"'{path}{name}' stands twice in the object.", param=path + name)
+            raise _twice(path + name)
         seen.add(name)
-        at = match.end() + _length(document, match.end(), bytes(fields[name]))
+        count += 1
+        if count > FIELDS_MAX:
+            raise _too_many(path)
+        size = _length(document, match.end(), bytes(fields[name]))
+        if size is None:
+            raise _twice(path + name)
+        at = match.end() + size
 
 
-def _length(document: bytes, at: int, expected: bytes) -> int:
-    """How long the value at `at` is: that of `expected` when it stands there, else what reading it gives."""
+def _length(document: bytes, at: int, expected: bytes) -> int | None:
+    """How long the value at `at` is: that of `expected` when it stands there, else (its field stands twice) what
+    reading it gives; None when that is too long to be read."""
     size = len(expected)
     if document.startswith(expected, at) and document[at + size : at + size + 1] in _AFTER_A_VALUE:
         return size
     depth = 0
-    for match in _TOKEN.finditer(document, at):
+    for match in islice(_TOKEN.finditer(document, at), _SKIPPED_TOKENS_MAX):
         token = match[0]
         if token in b"{[":
             depth += 1
@@ -138,4 +154,14 @@ def _length(document: bytes, at: int, expected: bytes) -> int:
             depth -= 1
         if depth == 0:
             return match.end() - at
-    return len(document) - at
+    return None
+
+
+def _twice(field: str) -> GatewayError:
+    field = field[:_NAME_CHARS_MAX]
+    return GatewayError("invalid_value", f"'{field}' stands twice in the object.", param=field)
+
+
+def _too_many(path: str) -> GatewayError:
+    of = f"'{path.rstrip('.')}'" if path else "The request body"
+    return GatewayError("invalid_value", f"{of} has more than {FIELDS_MAX} fields.", param=path.rstrip(".") or None)

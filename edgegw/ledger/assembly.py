@@ -76,7 +76,14 @@ class Assembler:
         attempts = self._batch.attempts
         requests = self._batch.requests
         for record in records:
-            if isinstance(record, AttemptRecord):
+            if type(record) is Begin:
+                id_ = record.id
+                opened[id_] = touched[id_] = OpenExchange(life, record, record)
+            elif type(record) is End:
+                requests.append(record)
+                exchange = self._close(record.id)
+                _complete_request(record, exchange)
+            elif type(record) is AttemptRecord:
                 attempts.append(record)
                 exchange = opened.get(record.request_id)
                 self._complete_attempt(record, exchange)
@@ -84,13 +91,7 @@ class Assembler:
                     exchange.flight = None
                     exchange.last = record
                     touched[record.request_id] = exchange
-            elif isinstance(record, End):
-                requests.append(record)
-                _complete_request(record, opened.get(record.id))
-                self._close(record.id)
-            elif isinstance(record, Begin):
-                opened[record.id] = touched[record.id] = OpenExchange(life, record, record)
-            elif isinstance(record, Try):
+            elif type(record) is Try:
                 exchange = opened.get(record.id)
                 if exchange is not None:
                     exchange.before, exchange.last = _used_so_far(exchange), None
@@ -147,12 +148,13 @@ class Assembler:
             exchange.cost_usd_micro += record.cost_usd_micro
         exchange.price_version = record.price_version or exchange.price_version
 
-    def _close(self, id_: str) -> None:
+    def _close(self, id_: str) -> OpenExchange | None:
         exchange = self._open.pop(id_, None)
         if exchange is not None:
             self._touched.pop(id_, None)
             if exchange.stored:
                 self._checkpoint.closed.append(id_)
+        return exchange
 
 
 def _complete_request(record: End, exchange: OpenExchange | None) -> None:

@@ -133,64 +133,67 @@ def encode_end(exchange: Exchange, seq: int, only: Attempt | None = None) -> byt
     """`only`: see only_attempt."""
     route = exchange.route
     attempts = exchange.attempts
-    target = attempts[-1].target if attempts else None
+    provider = model = within = None
+    if attempts:
+        target = attempts[-1].target
+        provider, model = target.provider, target.model
+    if only is not None:
+        first_byte_s = only.first_byte_s
+        first_token_s = only.first_token_s
+        within = (
+            only.started_ns,
+            only.status,
+            only.error_kind,
+            None if first_byte_s is None else int(first_byte_s * 1e6),
+            None if first_token_s is None else int(first_token_s * 1e6),
+            int(only.duration_s * 1e6),
+            only.finish_reason,
+            only.upstream_request_id,
+            only.upstream_model,
+            only.reused,
+        )
     usage = exchange.usage or _NoUsage
     committed_s = exchange.committed_s
     duration_s = exchange.duration_s
-    return _payload(
-        (
-            TAG_END,
-            VERSION,
-            seq,
-            exchange.id,
-            exchange.started_ns,
-            exchange.tenant,
-            exchange.use_case,
-            None if route is None else route.name,
-            exchange.dialect,
-            exchange.model_asked,
-            exchange.stream,
-            exchange.state,
-            exchange.status,
-            exchange.error_kind,
-            len(attempts),
-            None if target is None else target.provider,
-            None if target is None else target.model,
-            usage.input,
-            usage.output,
-            usage.cached,
-            usage.cache_write,
-            usage.reasoning,
-            usage.estimated,
-            None if committed_s is None else int(committed_s * 1e6),
-            int(duration_s * 1e6),
-            int((duration_s - exchange.upstream_s) * 1e6),
-            exchange.bytes_in,
-            exchange.bytes_out,
-            exchange.key_id,
-            None if only is None else _within_end(only),
-            exchange.session_id,
-            exchange.user_id,
-            exchange.trace,
-        )
+    # Two halves: a tuple of more than thirty is put together item by item, by way of a list.
+    whose = (
+        TAG_END,
+        VERSION,
+        seq,
+        exchange.id,
+        exchange.started_ns,
+        exchange.tenant,
+        exchange.use_case,
+        None if route is None else route.name,
+        exchange.dialect,
+        exchange.model_asked,
+        exchange.stream,
+        exchange.state,
+        exchange.status,
+        exchange.error_kind,
+        len(attempts),
+        provider,
+        model,
     )
-
-
-def _within_end(attempt: Attempt) -> tuple[object, ...]:
-    first_byte_s = attempt.first_byte_s
-    first_token_s = attempt.first_token_s
-    return (
-        attempt.started_ns,
-        attempt.status,
-        attempt.error_kind,
-        None if first_byte_s is None else int(first_byte_s * 1e6),
-        None if first_token_s is None else int(first_token_s * 1e6),
-        int(attempt.duration_s * 1e6),
-        attempt.finish_reason,
-        attempt.upstream_request_id,
-        attempt.upstream_model,
-        attempt.reused,
+    what = (
+        usage.input,
+        usage.output,
+        usage.cached,
+        usage.cache_write,
+        usage.reasoning,
+        usage.estimated,
+        None if committed_s is None else int(committed_s * 1e6),
+        int(duration_s * 1e6),
+        int((duration_s - exchange.upstream_s) * 1e6),
+        exchange.bytes_in,
+        exchange.bytes_out,
+        exchange.key_id,
+        within,
+        exchange.session_id,
+        exchange.user_id,
+        exchange.trace,
     )
+    return _payload(whose + what)
 
 
 def encode_vitals(slot: int, wall_ns: int, gauges: dict[str, float], seq: int) -> bytes:

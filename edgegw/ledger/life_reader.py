@@ -192,7 +192,7 @@ class LifeReader:
 
     def _take(self, payloads: list[bytes], records: list[Record]) -> None:
         """Decode, and look at the sequence: what is missing is counted, what comes again is left out."""
-        decode = self._decode
+        decode, take = self._decode, records.append
         last = self.position.seq
         for payload in payloads:
             try:
@@ -208,9 +208,9 @@ class LifeReader:
                 self._damage.gaps += seq - last - 1
                 self.position.gaps += seq - last - 1
             last = seq
-            if record.__class__ is End and record.only is not None:
-                records.append(attempt_within(record, record.only))
-            records.append(record)
+            if type(record) is End and record.only is not None:
+                take(attempt_within(record, record.only))
+            take(record)
         self.position.seq = last
 
     def _bytes(self, size: int, at: int) -> bytes:

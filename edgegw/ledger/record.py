@@ -18,7 +18,7 @@ Knows no files, no clock, no database.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated
 
 import msgspec
@@ -253,6 +253,17 @@ def request_row(end: End) -> tuple[object, ...]:
 def attempt_row(attempt: AttemptRecord) -> tuple[object, ...]:
     """The values of ATTEMPT_COLUMNS."""
     return msgspec.structs.astuple(attempt)[2:]
+
+
+def request_columns(ends: Iterable[End]) -> list[tuple[object, ...]]:
+    """The values of many rows by column, in the order of REQUEST_COLUMNS."""
+    columns = list(zip(*map(msgspec.structs.astuple, ends), strict=True))
+    return columns[2:_ONLY] + columns[_ONLY + 1 : _TRACE] + columns[_TRACE + 1 :]
+
+
+def attempt_columns(attempts: Iterable[AttemptRecord]) -> list[tuple[object, ...]]:
+    """The same in the order of ATTEMPT_COLUMNS."""
+    return list(zip(*map(msgspec.structs.astuple, attempts), strict=True))[2:]
 
 
 def happened_ns(record: Record) -> int:

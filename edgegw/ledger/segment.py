@@ -34,6 +34,7 @@ WORD_MAGIC, WORD_FORMAT, WORD_INDEX, WORD_SALT, WORD_BYTES, WORD_END, WORD_CLOSE
 
 _HEADER = Struct("=8I")
 _FRAME = Struct("=II")
+_ROUND, _ALIGNED = ALIGN_BYTES - 1, -ALIGN_BYTES
 
 
 class Header(NamedTuple):
@@ -82,10 +83,12 @@ def cut(data: bytes, at: int, salt: int, limit: int, payloads: list[bytes]) -> t
     `data` starts at a multiple of 8 of its segment.
     """
     unpack = _FRAME.unpack_from
-    last = len(data) - FRAME_BYTES
-    while at <= last:
-        if limit <= 0:
-            return at, Stop.LIMIT
+    take = payloads.append
+    end = len(data)
+    last = end - FRAME_BYTES
+    for _ in range(limit):
+        if at > last:
+            return at, Stop.SHORT
         size, crc = unpack(data, at)
         if size == 0:
             return at, Stop.EMPTY
@@ -93,15 +96,14 @@ def cut(data: bytes, at: int, salt: int, limit: int, payloads: list[bytes]) -> t
             return at, Stop.BAD
         start = at + FRAME_BYTES
         stop = start + size
-        payload = data[start:stop]
-        if len(payload) < size:
+        if stop > end:
             return at, Stop.SHORT
+        payload = data[start:stop]
         if crc32(payload, salt) != crc:
             return at, Stop.BAD
-        payloads.append(payload)
-        limit -= 1
-        at = (stop + ALIGN_BYTES - 1) & -ALIGN_BYTES
-    return at, Stop.SHORT
+        take(payload)
+        at = (stop + _ROUND) & _ALIGNED
+    return at, Stop.SHORT if at > last else Stop.LIMIT
 
 
 def find(data: bytes, at: int, salt: int) -> int:

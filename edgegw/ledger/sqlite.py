@@ -7,7 +7,7 @@ module that knows how the tables are written; books.py reads them.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from edgegw.ledger.record import (
     REQUEST_COLUMNS,
     AttemptRecord,
     End,
-    attempt_row,
-    request_row,
+    attempt_columns,
+    request_columns,
 )
 from edgegw.ledger.schema import Migration
 from edgegw.ledger.sqlite_file import SqliteFile
@@ -33,6 +33,8 @@ from edgegw.ledger.usage import SUMS, UsageKey, usage_of
 BUSY_TIMEOUT_S = 1.0
 # Ids in one question; SQLite takes 999 values at least.
 IDS_PER_QUESTION = 500
+# The columns that are true or false.
+FLAGS = frozenset(("stream", "estimated", "reused"))
 
 FAILURES = (
     ((sqlite3.DataError, OverflowError, UnicodeEncodeError), RejectedError),
@@ -76,8 +78,6 @@ class SqliteStore:
         self.pages_max = pages_max
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(OpenState).decode
-        self._insert_request = _insert("requests", REQUEST_COLUMNS, "id")
-        self._insert_attempt = _insert("provider_attempts", ATTEMPT_COLUMNS, "request_id, number")
         self._add_usage = _adding("usage_hours", (*UsageKey._fields, "journal"), SUMS)
 
     async def write(self, batch: Batch, checkpoint: Checkpoint) -> None:
@@ -113,8 +113,11 @@ class SqliteStore:
     def _insert(self, connection: sqlite3.Connection, requests: list[End], attempts: list[AttemptRecord]) -> bool:
         """The rows and what they add to the sums; False, and no sums, when some of them were there."""
         before = connection.total_changes
-        connection.executemany(self._insert_request, map(request_row, requests))
-        connection.executemany(self._insert_attempt, map(attempt_row, attempts))
+        if requests:
+            _insert_columns(connection, "requests", REQUEST_COLUMNS, request_columns(requests), "id")
+        if attempts:
+            columns = attempt_columns(attempts)
+            _insert_columns(connection, "provider_attempts", ATTEMPT_COLUMNS, columns, "request_id, number")
         if connection.total_changes - before != len(requests) + len(attempts):
             return False
         usage = usage_of(requests, attempts)
@@ -173,9 +176,19 @@ class SqliteStore:
         return checkpoint
 
 
-def _insert(table: str, columns: tuple[str, ...], key: str) -> str:
-    marks = ", ".join("?" * len(columns))
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks}) ON CONFLICT ({key}) DO NOTHING"
+def _insert_columns(
+    connection: sqlite3.Connection, table: str, names: tuple[str, ...], columns: list[tuple[Any, ...]], key: str
+) -> None:
+    """Rows, given by their columns. One that holds nothing in any of them is left out (it is NULL then), and truths are
+    numbers: both would be looked for among sqlite3's adapters, value by value, which costs more than to store them."""
+    kept: dict[str, Iterable[Any]] = {}
+    for name, column in zip(names, columns, strict=True):
+        if column[0] is None and column.count(None) == len(column):
+            continue
+        kept[name] = map(int, column) if name in FLAGS else column
+    marks = ", ".join("?" * len(kept))
+    statement = f"INSERT INTO {table} ({', '.join(kept)}) VALUES ({marks}) ON CONFLICT ({key}) DO NOTHING"
+    connection.executemany(statement, zip(*kept.values(), strict=True))
 
 
 def _adding(table: str, key: tuple[str, ...], sums: tuple[str, ...]) -> str:

@@ -11,7 +11,8 @@ Knows journals and records; no store.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from operator import length_hint
 from pathlib import Path
 
 from edgegw.ledger.assembly import Assembler, Price
@@ -19,7 +20,8 @@ from edgegw.ledger.reader import Damage, LifeReader, Reader
 from edgegw.ledger.record import Record, about
 from edgegw.ledger.store import Checkpoint, OpenExchange, Position
 
-Observer = Callable[[Record], None]
+Observer = Callable[[Iterator[Record]], None]
+"""Takes records until there are no more; called again with those behind the one at which it failed."""
 
 _log = logging.getLogger(__name__)
 
@@ -70,13 +72,23 @@ class Teller:
 
     def _tell(self, records: Sequence[Record]) -> None:
         for observer in self._observers:
-            for record in records:
-                try:
-                    observer(record)
-                except Exception:
-                    if not self.errors:
-                        _log.exception("an observer of the ledger fails; the books go on", extra=about(record))
-                    self.errors += 1
+            left = iter(records)
+            while length_hint(left) and not self._told(observer, records, left):
+                self.errors += 1
+
+    def _told(self, observer: Observer, records: Sequence[Record], left: Iterator[Record]) -> bool:
+        """False: it failed at a record, and there may be more."""
+        before = length_hint(left)
+        try:
+            observer(left)
+        except Exception:
+            if length_hint(left) == before:  # it did not even take one
+                next(left, None)
+            if not self.errors:
+                failed_at = records[len(records) - length_hint(left) - 1]
+                _log.exception("an observer of the ledger fails; the books go on", extra=about(failed_at))
+            return False
+        return True
 
 
 class _Ahead:

@@ -14,6 +14,10 @@ from typing import NamedTuple
 from edgegw.ledger.record import AttemptRecord, End
 
 _MS_PER_HOUR = 3_600_000
+# So many characters of a UUIDv7 tell its time to 16 ms, of which an hour has a whole number.
+_HOUR_CHARS = 12
+
+_Named = tuple[int, str, str | None, str | None, str | None, str | None]
 
 
 class UsageKey(NamedTuple):
@@ -53,27 +57,53 @@ def hour_of(request_id: str) -> int:
 
 def usage_of(requests: Iterable[End], attempts: Iterable[AttemptRecord]) -> dict[UsageKey, list[int]]:
     """What these rows add, in the order of SUMS. `unpriced`: attempts that used tokens nobody has a price for."""
-    sums: dict[UsageKey, list[int]] = {}
+    # What one row adds is looked up by what stands in it; only the few different ones are put into words.
+    lines: dict[_Named, list[int]] = {}
+    hours: dict[str, int] = {}
     for end in requests:
-        key = UsageKey(
-            hour_of(end.id), end.tenant, end.use_case or "", end.key_id or "", end.provider or "", end.model or ""
-        )
-        line = sums.setdefault(key, [0] * len(SUMS))
+        hour = hours.get(end.id[:_HOUR_CHARS]) or _hour_among(hours, end.id)
+        named = (hour, end.tenant, end.use_case, end.key_id, end.provider, end.model)
+        line = lines.get(named)
+        if line is None:
+            line = lines[named] = [0] * len(SUMS)
         line[0] += 1
-        line[1] += end.state != "complete"
+        if end.state != "complete":
+            line[1] += 1
     for row in attempts:
-        key = UsageKey(
-            hour_of(row.request_id), row.tenant, row.use_case or "", row.key_id or "", row.provider, row.model
-        )
-        line = sums.setdefault(key, [0] * len(SUMS))
+        hour = hours.get(row.request_id[:_HOUR_CHARS]) or _hour_among(hours, row.request_id)
+        named = (hour, row.tenant, row.use_case, row.key_id, row.provider, row.model)
+        line = lines.get(named)
+        if line is None:
+            line = lines[named] = [0] * len(SUMS)
         line[2] += 1
-        if row.input_tokens is not None:
-            line[3] += row.input_tokens
+        used = row.input_tokens
+        if used is not None:
+            line[3] += used
             line[4] += row.output_tokens or 0
             line[5] += row.cached_tokens or 0
             line[6] += row.cache_write_tokens or 0
             line[7] += row.reasoning_tokens or 0
-            line[9] += row.cost_usd_micro is None
-            line[10] += row.estimated
-        line[8] += row.cost_usd_micro or 0
+            if row.estimated:
+                line[10] += 1
+        cost = row.cost_usd_micro
+        if cost is not None:
+            line[8] += cost
+        elif used is not None:
+            line[9] += 1
+    return _by_key(lines)
+
+
+def _hour_among(hours: dict[str, int], request_id: str) -> int:
+    """Remembers it for the ids of the same 16 ms."""
+    hour = hours[request_id[:_HOUR_CHARS]] = hour_of(request_id)
+    return hour
+
+
+def _by_key(lines: dict[_Named, list[int]]) -> dict[UsageKey, list[int]]:
+    """Nothing and an empty name are the same line."""
+    sums: dict[UsageKey, list[int]] = {}
+    for (hour, tenant, *names), line in lines.items():
+        key = UsageKey(hour, tenant, *(name or "" for name in names))
+        known = sums.get(key)
+        sums[key] = line if known is None else [a + b for a, b in zip(known, line, strict=True)]
     return sums

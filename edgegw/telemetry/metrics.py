@@ -134,11 +134,13 @@ class Metrics:
         """Further ones that others keep."""
         self._own |= own
 
-    def observe(self, record: Record) -> None:
-        """Count one record. Each is to be observed once; kinds that nothing is derived from are passed over."""
-        observer = self._observers.get(type(record))
-        if observer is not None:
-            observer(record)
+    def observe(self, records: Iterable[Record]) -> None:
+        """Count records. Each is to be observed once; kinds that nothing is derived from are passed over."""
+        observers = self._observers
+        for record in records:
+            observer = observers.get(type(record))
+            if observer is not None:
+                observer(record)
 
     @property
     def tenants(self) -> list[str]:

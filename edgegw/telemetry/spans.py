@@ -10,7 +10,7 @@ it is put into words, and encoded, once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -116,15 +116,27 @@ class Spans:
         self._open: dict[str, list[AttemptRecord]] = {}
         self.forgotten = 0  # attempts whose request was open for too long
 
-    def observe(self, record: Record) -> None:
+    def observe(self, records: Iterable[Record]) -> None:
         """Each record once, completed by the assembler; attempts before the End of their request."""
-        kind = record.__class__
-        if kind is AttemptRecord:
-            self._attempt(record)  # type: ignore[arg-type]
-        elif kind is End:
-            self._end(record)  # type: ignore[arg-type]
+        last: AttemptRecord | None = None  # mostly its End comes next, and it need not be kept
+        for record in records:
+            if type(record) is AttemptRecord:
+                if last is not None:
+                    self._keep(last)
+                last = record
+            elif type(record) is End:
+                attempts = self._open.pop(record.id, None) if self._open else None
+                if last is not None:
+                    if last.request_id == record.id:
+                        attempts = [last] if attempts is None else [*attempts, last]
+                    else:
+                        self._keep(last)
+                    last = None
+                self._end(record, attempts)
+        if last is not None:
+            self._keep(last)
 
-    def _attempt(self, attempt: AttemptRecord) -> None:
+    def _keep(self, attempt: AttemptRecord) -> None:
         attempts = self._open.get(attempt.request_id)
         if attempts is not None:
             attempts.append(attempt)
@@ -133,14 +145,15 @@ class Spans:
             self.forgotten += len(self._open.pop(next(iter(self._open))))
         self._open[attempt.request_id] = [attempt]
 
-    def _end(self, end: End) -> None:
-        attempts = self._open.pop(end.id, None) or []
-        if end.trace is None or (parent := parent_of(end.trace, STRING_BYTES_MAX)) is None:
-            parent, trace_id, sampled = None, own_trace_id(end.id), None
+    def _end(self, end: End, attempts: list[AttemptRecord] | None) -> None:
+        """Whether anybody wants to see it is decided first: most are not told, where only a share is."""
+        parent = None if end.trace is None else parent_of(end.trace, STRING_BYTES_MAX)
+        if parent is None:
+            trace_id, sampled = own_trace_id(end.id), None
         else:
             trace_id, sampled = parent.trace_id, parent.sampled
         if self._keeping.keeps(trace_id, sampled, end):
-            told = Told(end, attempts, parent, trace_id)
+            told = Told(end, attempts or [], parent, trace_id)
             for sink in self._sinks:
                 sink(told)
 

@@ -20,11 +20,11 @@ from edgegw.clock import Clock
 from edgegw.limits.meter import Shape
 from edgegw.limits.redis.absence import Absence
 from edgegw.limits.redis.keys import REPLICAS, hash_slot
-from edgegw.limits.redis.replicas import ReplicasFile
+from edgegw.limits.redis.replicas import Beat, ReplicasFile
 from edgegw.limits.redis.script import Answer, Script, Tally, room_in_s
 from edgegw.limits.redis.server import House, Server
 from edgegw.limits.redis.servers import Cluster, OneServer, Servers
-from edgegw.limits.redis.tab import Order, Tab, Take
+from edgegw.limits.redis.tab import Tab, Take
 from edgegw.limits.words import Mode, Offer
 from edgegw.settings import RedisAddress
 from edgegw.settings.model import WithoutRedis
@@ -338,22 +338,3 @@ class RedisAuthority:
         }
         self._slots &= set(self._tabs.values())
         self._sweep_at = max(TABS_BEFORE_SWEEP, 2 * len(self._tabs))
-
-
-class Beat(Order):
-    """This replica is here, or leaves; answered by how many there are."""
-
-    __slots__ = ("_seen",)
-
-    tab = None
-
-    def __init__(self, seen: deque[int], leaves: bool) -> None:
-        super().__init__("beat", REPLICAS, a=int(leaves))
-        self._seen = seen
-
-    def answered(self, answer: Answer) -> None:
-        self._seen.append(answer.granted)
-
-    def refused(self) -> None: ...
-
-    def lost(self) -> None: ...

@@ -1,14 +1,20 @@
-"""How many replicas there were, kept in a file: a gateway that starts while Redis is away has to know its share.
+"""How many replicas there are: asked of Redis by each beat, and kept in a file, since a gateway that starts while Redis
+is away has to know its share.
 
-Written when the number changes, so hardly ever. Without a file, and with one that cannot be read, a gateway takes
-itself to be the only one until Redis says more.
+The file is written when the number changes, so hardly ever. Without a file, and with one that cannot be read, a gateway
+takes itself to be the only one until Redis says more.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from pathlib import Path
+
+from edgegw.limits.redis.keys import REPLICAS
+from edgegw.limits.redis.script import Answer
+from edgegw.limits.redis.tab import Order
 
 FILE_NAME = "replicas"
 REPLICAS_MAX = 100_000  # no fleet is larger: a file that says more is none of ours
@@ -41,3 +47,22 @@ class ReplicasFile:
             os.replace(new, self._path)
         except OSError as error:
             logger.warning("the number of replicas cannot be kept: %s", error)
+
+
+class Beat(Order):
+    """This replica is here, or leaves; answered by how many there are."""
+
+    __slots__ = ("_seen",)
+
+    tab = None
+
+    def __init__(self, seen: deque[int], leaves: bool) -> None:
+        super().__init__("beat", REPLICAS, a=int(leaves))
+        self._seen = seen
+
+    def answered(self, answer: Answer) -> None:
+        self._seen.append(answer.granted)
+
+    def refused(self) -> None: ...
+
+    def lost(self) -> None: ...
