@@ -92,7 +92,9 @@ class Errand:
         """Throws CancelledError into it where it waits: on the spot, or in the loop's next turn if it is a task."""
         wakeup = self._wakeup
         if self._task is not None:
-            self._task.cancel()
+            # Not at once: a task that is cancelled before its first step never runs, and what it was to go on with ends
+            # without a word: no record, and nothing given back.
+            self._loop.call_soon(self._task.cancel)
         elif wakeup is not None and not wakeup.fired:
             wakeup._resume = None
             try:

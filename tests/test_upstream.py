@@ -24,7 +24,7 @@ from edgegw.errors import UpstreamFault
 from edgegw.http.dial import Dialer, Resolver, tls_context
 from edgegw.http.proxies import Proxies
 from edgegw.http.response import Headers
-from edgegw.http.upstream import Pool, PoolLimits
+from edgegw.http.upstream import CLOSE_TIMEOUT_S, Pool, PoolLimits
 from edgegw.http.upstream_connection import Connection
 from edgegw.limits.turns import WAITING_PER_TENANT_MAX
 
@@ -994,6 +994,27 @@ class TestTls:
             pool.sweep()
             assert (pool.idle, pool.busy) == (0, 0)
             await soon(peer.links[1].lost)
+
+    async def test_who_leaves_when_a_stale_connection_is_just_dialled_again_leaves_nothing_open(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def answer(link: Link) -> None:
+            link.write(REPLY) if link.requests == 1 else link.close()
+
+        async with self.serving(Peer(answer=answer), ManualClock()) as pool:
+            await ask(pool)
+            redial = pool.redial
+
+            def redial_and_leave(connection: Connection) -> None:
+                redial(connection)
+                connection.abort()
+
+            monkeypatch.setattr(pool, "redial", redial_and_leave)
+            await soon(pool.open(REQUEST, Ear()))
+            await soon(until(lambda: pool.busy == 0))
+            at_s = time.monotonic()
+            await soon(pool.close())
+            assert time.monotonic() - at_s < CLOSE_TIMEOUT_S / 2
 
     async def test_abort_is_seen_within_100_ms(self) -> None:
         peer = Peer(answer=lambda link: link.write(CHUNKED + b"2\r\nok\r\n"))

@@ -235,7 +235,8 @@ class Connection(asyncio.Protocol):
         self._request = None
         self.lane = None
         if self.dialling is not None:
-            self.dialling.cancel()
+            # After its first step, within which it would not know of its end.
+            self.dialling.get_loop().call_soon(self.dialling.cancel)
         if self._transport is not None:
             if polite:
                 self._transport.close()
