@@ -11,15 +11,15 @@ from pathlib import Path
 from edgegw.clock import ManualClock, uuid7
 from edgegw.exchange import Attempt, AttemptKind, Exchange, Route, Target, Usage
 from edgegw.ledger.assembly import Price, unpriced
-from edgegw.ledger.encoding import encode_attempt, encode_end
+from edgegw.ledger.encoding import encode_attempt, encode_begin, encode_end, encode_try
 from edgegw.ledger.journal import Journal
 from edgegw.ledger.reader import Damage, Reader
-from edgegw.ledger.record import AttemptRecord, End, Record, decoder
+from edgegw.ledger.record import AttemptRecord, Begin, End, Record, Try, decoder
 from edgegw.ledger.schema import migrations
 from edgegw.ledger.segment import SEGMENT_BYTES_MIN
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
-from edgegw.ledger.store import Batch, Checkpoint, Position, Store
+from edgegw.ledger.store import Batch, Checkpoint, OpenExchange, Position, Store
 from edgegw.ledger.telling import Observer
 from edgegw.settings import WhenFull
 
@@ -28,6 +28,7 @@ JOURNAL_ID = "00000000000000aa"
 WAIT_S = 20.0
 TARGET = Target("openai", "gpt-5-mini")
 OTHER = Target("anthropic", "claude-haiku-4-5")
+UNPAYABLE = Target("openai", "unpayable")  # see `priced`
 ROUTE = Route("use_case:support_summary", (TARGET, OTHER))
 
 
@@ -67,25 +68,58 @@ def conclude(exchange: Exchange) -> None:
     exchange.upstream_s = 0.29
 
 
+def begin(
+    journal: Journal, number: int, *, failures: int = 0, tenant: str = "acme", target: Target = TARGET
+) -> Exchange:
+    """An exchange that is under way: `failures` attempts that failed, and one that is open."""
+    exchange = make_exchange(number, tenant=tenant)
+    journal.begin(exchange, make_attempt(exchange, target=target))
+    for _ in range(failures):
+        fail_over(journal, exchange)
+    return exchange
+
+
+def fail_over(journal: Journal, exchange: Exchange) -> None:
+    """The attempt that is open fails, and one at another target begins."""
+    attempt = exchange.attempts[-1]
+    finish(attempt, error="upstream_error")
+    journal.attempt(exchange, attempt)
+    journal.try_(exchange, make_attempt(exchange, "fallback", OTHER, "upstream_error"))
+
+
 def play(
-    journal: Journal, number: int, *, failures: int = 0, tenant: str = "acme", within_end: bool = False
+    journal: Journal,
+    number: int,
+    *,
+    failures: int = 0,
+    tenant: str = "acme",
+    target: Target = TARGET,
+    within_end: bool = False,
 ) -> Exchange:
     """A whole exchange: `failures` attempts that fail, then one that does not, which is written `within_end` or by
     itself (as journals of version 1 have it)."""
-    exchange = make_exchange(number, tenant=tenant)
-    attempt = make_attempt(exchange)
-    journal.begin(exchange, attempt)
-    for _ in range(failures):
-        finish(attempt, error="upstream_error")
-        journal.attempt(exchange, attempt)
-        attempt = make_attempt(exchange, "fallback", OTHER, "upstream_error")
-        journal.try_(exchange, attempt)
+    exchange = begin(journal, number, failures=failures, tenant=tenant, target=target)
+    attempt = exchange.attempts[-1]
     finish(attempt)
     if not within_end:
         journal.attempt(exchange, attempt)
     conclude(exchange)
     journal.end(exchange)
     return exchange
+
+
+def refuse(journal: Journal, number: int, *, tenant: str = "acme") -> Exchange:
+    """An exchange that no provider heard of."""
+    exchange = make_exchange(number, tenant=tenant)
+    conclude(exchange)
+    journal.end(exchange)
+    return exchange
+
+
+def priced(record: AttemptRecord) -> None:
+    """One model costs more than a column holds."""
+    record.cost_usd_micro = 2**80 if record.model == UNPAYABLE.model else 7
+    record.price_version = "test"
 
 
 def ended(number: int) -> Exchange:
@@ -109,6 +143,25 @@ def a_batch(numbers: range) -> Batch:
 
 def at(segment: int, offset: int) -> Checkpoint:
     return Checkpoint(positions={"0-1-1": Position(segment, offset, offset, WALL_NS)})
+
+
+def open_in_every_way() -> Checkpoint:
+    """As a store was told it: lives that were read so far, and exchanges open before, in and after an attempt."""
+    decode = decoder()
+    exchange = make_exchange(1)
+    attempt = make_attempt(exchange)
+    begun, finished = decode(encode_begin(exchange, attempt, 1)), decode(encode_attempt(exchange, attempt, 2))
+    retry = decode(encode_try(exchange, make_attempt(exchange, "retry", reason="upstream_cut"), 3))
+    assert isinstance(begun, Begin)
+    assert isinstance(retry, Try)
+    assert isinstance(finished, AttemptRecord)
+    opened = {
+        "first": OpenExchange("0-1-1", begun, begun),
+        "second": OpenExchange("0-1-1", begun, retry, finished, None, "prices of 2026"),
+        "third": OpenExchange("0-2-2", begun, None, finished),
+    }
+    positions = {"0-1-1": Position(3, 4, 5, 6), "0-2-2": Position(1, 64, 0, 0), "0-3-3": Position(1, 2, 3, 4, 5, 6, 7)}
+    return Checkpoint(positions, opened)
 
 
 def open_journal(

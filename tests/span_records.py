@@ -1,4 +1,4 @@
-"""Records for tests of spans: a plain request and what can be different about it."""
+"""Records for tests of what is told of them: a plain request and what can be different about it."""
 
 from __future__ import annotations
 

@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 from ledger_traces import (
     WALL_NS,
+    begin,
     conclude,
     die,
     finish,
-    make_attempt,
-    make_exchange,
     open_journal,
     play,
     ship_all,
@@ -71,8 +70,7 @@ def gone(tmp_path: Path, name: str, number: int = 0) -> Path:
         for at in range(5):
             play(journal, number + life * 100 + at)
         if life == 2:
-            exchange = make_exchange(number + 999)
-            journal.begin(exchange, make_attempt(exchange))
+            begin(journal, number + 999)
         die(journal)
     return state_dir
 
@@ -136,14 +134,12 @@ async def test_a_worker_that_still_drains_is_waited_for_at_another_look(tmp_path
     state_dir = tmp_path / "gateways" / "a"
     journal = open_journal(state_dir)
     play(journal, 1)
-    exchange = make_exchange(2)
-    attempt = make_attempt(exchange)
-    journal.begin(exchange, attempt)
+    exchange = begin(journal, 2)
     adopting = adoption(tmp_path)
     await adopting.look()
     assert adopting.adopted.journals == 0
     os.close(hold(state_dir))  # it was let go
-    finish(attempt)
+    finish(exchange.attempts[0])
     conclude(exchange)
     journal.end(exchange)
     journal.close()

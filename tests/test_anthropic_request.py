@@ -63,6 +63,7 @@ TURNS = [
     ([USER, {"role": "assistant", "content": "a"}, {"role": "user", "content": " \n"}, USER], None,
      [("user", text("hi")), ("assistant", text("a")), ("user", text("hi"))]),
     ([USER, {"role": "assistant", "content": ""}, USER], None, [("user", text("hi", "hi"))]),
+    ([SYSTEM, {"role": "developer", "content": "d"}], None, [("user", text("s", "d"))]),
     ([USER, {"role": "assistant", "content": None, "refusal": "no"}], None,
      [("user", text("hi")), ("assistant", text("no"))]),
     ([USER, {"role": "assistant", "content": "a \n"}, USER, {"role": "assistant", "content": "so: \n"}], None,
@@ -148,6 +149,9 @@ def test_thinking_of_earlier_answers_goes_back_first_and_exactly() -> None:
     for history in ({"reasoning_details": details}, {"thinking_blocks": [*blocks[:2], {"type": "thinking"}]}):
         message = {"role": "assistant", "content": "a", **history}
         assert sent(messages=[USER, message, USER])["messages"][1]["content"] == blocks
+    unsigned = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}  # Mistral's
+    message = {"role": "assistant", "content": [unsigned, *blocks]}
+    assert sent(messages=[USER, message, USER])["messages"][1]["content"] == blocks
 
 
 PNG = {"type": "image_url", "image_url": {"url": "data:image/JPG;base64,AAAA", "detail": "low"}}
@@ -519,7 +523,7 @@ INVALID = [
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "ftp://x"}}]}]},
      "messages[0].content[0].image_url.url"),
     ({"messages": [{"role": "user", "content": "  "}]}, "messages"),
-    ({"messages": [SYSTEM]}, "messages"),
+    ({"messages": [{**SYSTEM, "content": " "}]}, "messages"),
     ({"messages": [USER, CALLING, USER]}, "messages"),
     ({"messages": [USER, CALLING]}, "messages"),
     ({"messages": [USER, RESULT]}, "messages"),

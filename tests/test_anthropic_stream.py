@@ -13,6 +13,7 @@ from edgegw.dialects.anthropic_stream import AnthropicStream
 from edgegw.dialects.openai_chat_writer import ChunkWriter, write_answer
 from edgegw.errors import UpstreamFault
 from edgegw.exchange import Usage
+from edgegw.http.sse import EVENT_BYTES_MAX
 
 
 def event(kind: str, **fields: Any) -> bytes:
@@ -221,7 +222,7 @@ FAULTS = [
     (b'data: {"error": "strange"}\n\n', "upstream_error", 200),
     (b"data: oops\n\n", "upstream_garbage", 200),
     (b"data: []\n\n", "upstream_garbage", 200),
-    (b"data: " + b"x" * (5 << 20), "upstream_garbage", 200),
+    (b"data: " + b"x" * (EVENT_BYTES_MAX + 1), "upstream_garbage", 200),
 ]
 
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, closing
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,12 @@ from ledger_traces import (
     make_exchange,
     open_journal,
     play,
+    refuse,
     ship_all,
     sqlite_store,
 )
 from postgres_rig import Database
+from postgres_rig import Postgres as Server
 
 from edgegw.app.control import build_control
 from edgegw.clock import ManualClock, uuid7
@@ -56,9 +58,7 @@ def write(state_dir: Path) -> None:
     journal = open_journal(state_dir)
     for number in range(30):
         if number % 10 == 9:
-            refused = make_exchange(number, tenant="other")
-            conclude(refused)
-            journal.end(refused)
+            refuse(journal, number, tenant="other")
         else:
             play(journal, number, failures=number % 3 == 0, tenant=f"tenant-{number % 2}")
     journal.close()
@@ -73,19 +73,30 @@ async def db(tmp_path: Path) -> Path:
     return tmp_path / "books.db"
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-async def books(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Books]:
-    """The same rows in either database."""
-    write(tmp_path)
-    store: Store
-    found: Books
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Books]]:
+    """The same rows in either database, which nobody changes; opens their books."""
+    place = tmp_path_factory.mktemp("books")
+    write(place)
+
+    async def fill(store: Store) -> None:
+        await ship_all(place, store)
+        await store.close()
+
     if request.param == "sqlite":
-        store, found = sqlite_store(tmp_path / "books.db"), books_at(tmp_path / "books.db")
-    else:
-        database: Database = request.getfixturevalue("postgres")
-        store, found = postgres_store(database), postgres_books(database)
-    await ship_all(tmp_path, store)
-    await store.close()
+        asyncio.run(fill(sqlite_store(place / "books.db")))
+        yield lambda: books_at(place / "books.db")
+        return
+    server: Server = request.getfixturevalue("shared_postgres")
+    database = server.database()
+    asyncio.run(fill(postgres_store(database)))
+    yield lambda: postgres_books(database)
+    database.drop()
+
+
+@pytest.fixture
+async def books(filled: Callable[[], Books]) -> AsyncIterator[Books]:
+    found = filled()
     yield found
     await found.close()
 

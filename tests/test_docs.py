@@ -14,6 +14,7 @@ from settings_cases import KEYS, NOW_NS, unmasked
 from edgegw import client_ids, gateway, relay, retry
 from edgegw.breaker import BreakerPolicy
 from edgegw.cli import main
+from edgegw.dialects import anthropic_request, openai_chat_request
 from edgegw.errors import KINDS, Source
 from edgegw.exchange import RetryPolicy
 from edgegw.settings import describe, load_text, warnings
@@ -41,6 +42,22 @@ def rows(text: str) -> list[list[str]]:
     """The cells of all rows of the tables in a text that begin with a `word`, without the back quotes."""
     lines = [line for line in text.splitlines() if line.startswith("| `")]
     return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
+
+
+# -- dialects --
+
+
+def test_what_reaches_anthropic() -> None:
+    """Every field with a fate of its own is in a table, and every level of effort."""
+    text = page("docs/anthropic.md")
+
+    def fields(title: str) -> list[set[str]]:
+        tables = section(text, title).split("Refused when")
+        return [{name for row in rows(part) for name in re.findall(r"[a-z_]+", row[0])} for part in tables]
+
+    assert fields("The request") == [set(openai_chat_request.CARRIED), set(openai_chat_request.SEMANTIC)]
+    efforts = {row[0]: row[2] for row in rows(section(text, "Effort"))}
+    assert efforts == {"none": "nothing", **{effort: str(n) for effort, n in anthropic_request.BUDGETS.items()}}
 
 
 # -- errors and streams --

@@ -22,32 +22,27 @@ from typing import Any
 
 import pytest
 from ledger_traces import (
-    OTHER,
+    UNPAYABLE,
     WAIT_S,
     WALL_NS,
-    conclude,
+    begin,
     die,
-    finish,
-    make_attempt,
-    make_exchange,
     open_journal,
     play,
+    priced,
+    refuse,
     sqlite_store,
 )
 from rig import memory
 
 from edgegw.clock import ManualClock
-from edgegw.exchange import Target
-from edgegw.ledger.journal import Journal
 from edgegw.ledger.life import JOURNAL_DIR, LIFE_FILE
-from edgegw.ledger.record import AttemptRecord
 from edgegw.ledger.rejected import rows_set_aside
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.sqlite import SqliteStore
 from edgegw.ledger.store import Store
 
 BATCH_ROWS = 24
-POISON = Target("openai", "unpayable")
 LONG = "t" * 512  # so that few records fill a segment
 
 Books = dict[str, object]
@@ -55,12 +50,6 @@ Books = dict[str, object]
 
 class Crash(BaseException):
     """The control process is gone, here."""
-
-
-def priced(record: AttemptRecord) -> None:
-    """One model costs more than a column holds."""
-    record.cost_usd_micro = 2**80 if record.model == POISON.model else 7
-    record.price_version = "test"
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +67,9 @@ def prepared(place: Path) -> Path:
     for number in range(1, 16):
         match number % 5:
             case 0:
-                refused = make_exchange(number)
-                conclude(refused)
-                dead.end(refused)
+                refuse(dead, number)
             case 1:
-                begin_and_leave(dead, number)
+                begin(dead, number, failures=1)
             case _:
                 play(dead, number, failures=number % 5 - 2, within_end=number % 2 == 0)
     die(dead)
@@ -92,31 +79,13 @@ def prepared(place: Path) -> Path:
     damaged._map[damaged._at - 40] ^= 0xFF  # in the last record
     die(damaged)
     alive = open_journal(state_dir, 3)
-    begin_and_leave(alive, 200)
+    begin(alive, 200, failures=1)
     play(alive, 201, tenant=LONG, failures=2)
-    play_poison(alive, 202)
+    play(alive, 202, target=UNPAYABLE, within_end=True)
     for number in range(203, 232):
         play(alive, number, tenant=LONG, within_end=True)
     die(alive)  # until a copy of it is locked
     return state_dir
-
-
-def begin_and_leave(journal: Journal, number: int) -> None:
-    exchange = make_exchange(number)
-    attempt = make_attempt(exchange)
-    journal.begin(exchange, attempt)
-    finish(attempt, error="upstream_error")
-    journal.attempt(exchange, attempt)
-    journal.try_(exchange, make_attempt(exchange, "fallback", OTHER, "upstream_error"))
-
-
-def play_poison(journal: Journal, number: int) -> None:
-    exchange = make_exchange(number)
-    attempt = make_attempt(exchange, target=POISON)
-    journal.begin(exchange, attempt)
-    finish(attempt)
-    conclude(exchange)
-    journal.end(exchange)
 
 
 @contextmanager

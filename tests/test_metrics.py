@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from span_records import an_attempt, an_end
 
 from edgegw.ledger.record import AttemptRecord, Begin, End, Try, Vitals
 from edgegw.telemetry import histogram as histograms
@@ -108,71 +110,35 @@ def read(metrics: Metrics) -> Exposition:
 # -- records --
 
 
-def end(route: str | None = "default", state: str = "complete", status: int = 200, **fields: object) -> End:
-    record = End(
-        version=1,
-        seq=1,
-        id="0",
-        started_ns=1,
-        tenant="t",
-        use_case=None,
-        route=route,
-        dialect="openai_chat",
-        model_asked="m",
-        stream=False,
-        state=state,
-        status=status,
-        error_kind=None,
-        attempts=1,
-        provider="openai",
-        model="gpt-5",
-        input_tokens=1,
-        output_tokens=1,
-        cached_tokens=0,
-        cache_write_tokens=0,
-        reasoning_tokens=0,
-        estimated=False,
-        first_byte_us=1,
-        duration_us=1_000_000,
-        overhead_us=150,
-        bytes_in=1,
-        bytes_out=1,
-    )
-    for name, value in fields.items():
-        setattr(record, name, value)
-    return record
+def end(route: str | None = "default", state: str = "complete", status: int = 200, **fields: Any) -> End:
+    """In round numbers, and without a price."""
+    plain: dict[str, Any] = {
+        "model": "gpt-5",
+        "stream": False,
+        "duration_us": 1_000_000,
+        "overhead_us": 150,
+        "cost_usd_micro": None,
+    }
+    return an_end("0", route=route, state=state, status=status, **plain | fields)
 
 
-def attempt(kind: str = "primary", error_kind: str | None = None, **fields: object) -> AttemptRecord:
-    record = AttemptRecord(
-        version=1,
-        seq=1,
-        request_id="0",
-        number=1,
-        kind=kind,
-        provider="openai",
-        model="gpt-5",
-        started_ns=1,
-        status=200,
-        error_kind=error_kind,
-        retry_reason=None,
-        first_byte_us=1000,
-        first_token_us=20_000,
-        duration_us=1_000_000,
-        input_tokens=10,
-        output_tokens=20,
-        cached_tokens=4,
-        cache_write_tokens=2,
-        reasoning_tokens=5,
-        estimated=False,
-        finish_reason="stop",
-        upstream_request_id=None,
-        upstream_model=None,
-        reused=True,
-    )
-    for name, value in fields.items():
-        setattr(record, name, value)
-    return record
+def attempt(kind: str = "primary", error_kind: str | None = None, **fields: Any) -> AttemptRecord:
+    """In round numbers, and without a price."""
+    tokens = {
+        "input_tokens": 10,
+        "output_tokens": 20,
+        "cached_tokens": 4,
+        "cache_write_tokens": 2,
+        "reasoning_tokens": 5,
+    }
+    plain: dict[str, Any] = {
+        "model": "gpt-5",
+        "first_token_us": 20_000,
+        "duration_us": 1_000_000,
+        "cost_usd_micro": None,
+        **tokens,
+    }
+    return an_attempt("0", kind=kind, error_kind=error_kind, **plain | fields)
 
 
 def vitals(slot: int, wall_s: float, **gauges: float) -> Vitals:

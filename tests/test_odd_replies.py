@@ -71,6 +71,15 @@ def test_an_event_that_clients_can_read_passes_as_it_came(odd: bytes, mending: b
     assert (stream.done, stream.fault, stream.opened, stream.finish_reason) == (True, None, True, "stop")
 
 
+def test_an_odd_event_that_went_past_is_read_as_well() -> None:
+    stream = OpenAIChatStream()
+    stream.feed(chunk(b'{"content":"a"}'))
+    last = chunk(b'{"content":"\\ud83d"}', b'"stop"', b',"usage":{"prompt_tokens":3,"completion_tokens":4}')
+    stream.recall([last, b"data: {broken}\n\n"])
+    assert stream.end() == b""
+    assert (stream.done, stream.finish_reason, stream.usage) == (True, "stop", Usage(3, 4))
+
+
 def test_a_plain_reply_that_clients_can_read_passes_as_it_came() -> None:
     body = b'{"choices":[{"message":{"content":"\\ud83d"},"finish_reason":"length","logprobs":NaN}],"usage":%b}'
     body %= b'{"prompt_tokens":3,"completion_tokens":4}'
@@ -195,6 +204,28 @@ def test_a_part_of_an_answer_that_cannot_be_read_is_not_passed_over(data: bytes,
     stream = reader()
     stream.feed(START + data)
     assert (stream.fault.kind if stream.fault else None) == kind
+
+
+def message_with(block: Any) -> bytes:
+    content = [{"type": "text", "text": "hi"}, block]
+    return json.dumps({"type": "message", "content": content, "stop_reason": "end_turn"}).encode()
+
+
+@pytest.mark.parametrize(
+    "block",
+    [{"type": "brand_new", "id": 5, "text": {}, "citations": {"enabled": True}}, {"type": [], "text": 5}, 5],
+)
+def test_a_block_of_a_new_kind_is_passed_over(block: Any) -> None:
+    assert read_message(message_with(block), None).text == "hi"
+
+
+@pytest.mark.parametrize(
+    "block", [{"type": "text", "text": {}}, {"type": "tool_use", "id": 5, "name": "f", "input": {}}]
+)
+def test_a_block_of_a_known_kind_that_cannot_be_read_is_not(block: Any) -> None:
+    with pytest.raises(UpstreamFault) as caught:
+        read_message(message_with(block), None)
+    assert caught.value.kind == "upstream_garbage"
 
 
 VLLM_ERROR = b'{"object":"error","message":"boom","type":"BadRequestError","param":null,"code":400}'

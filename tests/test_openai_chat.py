@@ -16,6 +16,7 @@ from edgegw.dialects.openai_chat_reply import read_plain, read_usage
 from edgegw.dialects.openai_chat_stream import OpenAIChatStream
 from edgegw.errors import GatewayError, UpstreamFault
 from edgegw.exchange import Usage
+from edgegw.http.sse import EVENT_BYTES_MAX
 
 MESSAGES = '"messages":[{"role":"user","content":"hi"}]'
 
@@ -393,7 +394,9 @@ def test_recall_folds_in_what_went_past() -> None:
 
 def test_an_event_too_long_is_a_fault() -> None:
     reader = OpenAIChatStream()
-    reader.feed(b"data: " + b"x" * (5 << 20))
+    picture = b'data: {"choices":[{"index":0,"delta":{"images":["%b"]}}]}\n\n' % (b"A" * (20 << 20))
+    assert reader.feed(picture) == picture
+    reader.feed(b"data: " + b"x" * EVENT_BYTES_MAX)
     assert reader.fault is not None
     assert reader.fault.kind == "upstream_garbage"
 

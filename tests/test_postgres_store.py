@@ -10,20 +10,19 @@ from typing import Any
 
 import asyncpg
 import pytest
-from ledger_traces import JOURNAL_ID, WALL_NS, a_batch, at, make_attempt, make_exchange
+from ledger_traces import JOURNAL_ID, WALL_NS, a_batch, at, open_in_every_way
 from postgres_rig import Database, PostgresHouse, can_mount
 from rig import eventually
 
 from edgegw.clock import ManualClock
-from edgegw.ledger.encoding import encode_attempt, encode_begin, encode_try
 from edgegw.ledger.postgres import connection
 from edgegw.ledger.postgres import store as store_module
 from edgegw.ledger.postgres.connection import Postgres
 from edgegw.ledger.postgres.store import PostgresStore
 from edgegw.ledger.postgres.upkeep import compact
-from edgegw.ledger.record import ATTEMPT_COLUMNS, REQUEST_COLUMNS, AttemptRecord, Begin, Try, decoder
+from edgegw.ledger.record import ATTEMPT_COLUMNS, REQUEST_COLUMNS
 from edgegw.ledger.schema import migrations
-from edgegw.ledger.store import Batch, Checkpoint, OpenExchange, Position, RejectedError, StoreError
+from edgegw.ledger.store import Batch, Checkpoint, Position, RejectedError, StoreError
 from edgegw.settings import parse_postgres
 
 KNOWN = migrations("postgres")
@@ -112,28 +111,16 @@ async def test_only_what_is_new_is_added_to_the_sums(postgres: Database, store_o
 
 
 async def test_a_checkpoint_comes_back_as_it_was_told(postgres: Database, store_of: MakeStore) -> None:
-    decode = decoder()
-    exchange = make_exchange(1)
-    attempt = make_attempt(exchange)
-    begin, finished = decode(encode_begin(exchange, attempt, 1)), decode(encode_attempt(exchange, attempt, 2))
-    retry = decode(encode_try(exchange, make_attempt(exchange, "retry", reason="upstream_cut"), 3))
-    assert isinstance(begin, Begin)
-    assert isinstance(retry, Try)
-    assert isinstance(finished, AttemptRecord)
-    opened = {
-        "first": OpenExchange("0-1-1", begin, begin),
-        "second": OpenExchange("0-1-1", begin, retry, finished, None, "prices of 2026"),
-        "third": OpenExchange("0-2-2", begin, None, finished),
-    }
-    positions = {"0-1-1": Position(3, 4, 5, 6), "0-2-2": Position(1, 64, 0, 0), "0-3-3": Position(1, 2, 3, 4, 5, 6, 7)}
-    await store_of(postgres).write(Batch(), Checkpoint(positions, opened))
+    told = open_in_every_way()
+    await store_of(postgres).write(Batch(), told)
     store = store_of(postgres)
-    for expected in opened.values():
+    for expected in told.opened.values():
         expected.stored = True
-    assert await store.read_checkpoint() == Checkpoint(positions, opened)
+    assert await store.read_checkpoint() == told
     assert await store_of(postgres, "another").read_checkpoint() == Checkpoint()
-    await store.write(Batch(), Checkpoint({"0-1-1": Position(9, 9, 9, 9)}, {}, ["first", "third"], ["0-2-2", "0-3-3"]))
-    assert await store.read_checkpoint() == Checkpoint({"0-1-1": Position(9, 9, 9, 9)}, {"second": opened["second"]})
+    left = {"0-1-1": Position(9, 9, 9, 9)}
+    await store.write(Batch(), Checkpoint(left, {}, ["first", "third"], ["0-2-2", "0-3-3"]))
+    assert await store.read_checkpoint() == Checkpoint(left, {"second": told.opened["second"]})
     evidence = "SELECT life, gaps, torn, unreadable FROM checkpoints WHERE ended"
     assert postgres.rows(evidence) == [{"life": "0-3-3", "gaps": 5, "torn": 6, "unreadable": 7}]
 

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from ledger_traces import (
+    TARGET,
+    UNPAYABLE,
     WAIT_S,
     WALL_NS,
     books,
@@ -20,14 +22,14 @@ from ledger_traces import (
     make_attempt,
     make_exchange,
     open_journal,
+    play,
+    priced,
     ship_all,
     sqlite_store,
 )
 
 from edgegw.clock import ManualClock
-from edgegw.exchange import Target
 from edgegw.ledger.encoding import encode_attempt, encode_end
-from edgegw.ledger.journal import Journal
 from edgegw.ledger.record import ATTEMPT_COLUMNS, REQUEST_COLUMNS, AttemptRecord, End, decoder
 from edgegw.ledger.rejected import (
     REJECTED_DIR,
@@ -39,13 +41,6 @@ from edgegw.ledger.rejected import (
 )
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.store import Batch, RejectedError
-
-BAD = Target("openai", "unpayable")
-GOOD = Target("openai", "gpt-5-mini")
-
-
-def priced(record: AttemptRecord) -> None:
-    record.cost_usd_micro = 2**80 if record.model == BAD.model else 7
 
 
 def batch_of(requests: int, attempts: int = 0) -> Batch:
@@ -155,21 +150,12 @@ def test_there_is_a_bound_and_what_does_not_fit_is_counted(tmp_path: Path) -> No
     assert len(list(rows_set_aside(tmp_path))) == 3
 
 
-def play_for(journal: Journal, number: int, target: Target) -> str:
-    exchange = make_exchange(number)
-    attempt = make_attempt(exchange, target=target)
-    journal.begin(exchange, attempt)
-    finish(attempt)
-    conclude(exchange)
-    journal.end(exchange)
-    return exchange.id
-
-
 async def test_a_row_that_no_column_holds_is_set_aside_and_all_others_are_stored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal = open_journal(tmp_path)
-    ids = [play_for(journal, number, BAD if number in (3, 17) else GOOD) for number in range(40)]
+    targets = [UNPAYABLE if number in (3, 17) else TARGET for number in range(40)]
+    ids = [play(journal, number, target=target, within_end=True).id for number, target in enumerate(targets)]
     journal.close()
     store = sqlite_store(tmp_path / "books.db")
     shipper = await ship_all(tmp_path, store, price=priced)
@@ -196,7 +182,7 @@ async def test_rows_wait_while_they_can_be_neither_stored_nor_set_aside(
     monkeypatch.setattr("edgegw.ledger.shipper.BACKOFF_MIN_S", 0.004)
     (tmp_path / REJECTED_DIR).write_text("in the way")
     journal = open_journal(tmp_path)
-    play_for(journal, 1, BAD)
+    play(journal, 1, target=UNPAYABLE, within_end=True)
     journal.close()
     store = sqlite_store(tmp_path / "books.db")
     shipper = Shipper(tmp_path, store, ManualClock(wall_ns=WALL_NS), priced, poll_s=0.002)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 from ledger_traces import (
-    OTHER,
     WAIT_S,
     WALL_NS,
+    begin,
     books,
     conclude,
     die,
@@ -26,6 +26,7 @@ from ledger_traces import (
     make_exchange,
     open_journal,
     play,
+    refuse,
     ship_all,
     sqlite_store,
     states,
@@ -89,25 +90,15 @@ def mixed_lives(state_dir: Path) -> None:
         for number in range(life * 1000, life * 1000 + 150):
             kind = number % 10
             if kind == 0:
-                refused = make_exchange(number)
-                conclude(refused)
-                journal.end(refused)
+                refuse(journal, number)
             elif kind == 1:  # dies before its first attempt is over
-                exchange = make_exchange(number)
-                journal.begin(exchange, make_attempt(exchange))
+                begin(journal, number)
             elif kind == 2:  # dies in its second attempt
-                exchange = make_exchange(number)
-                attempt = make_attempt(exchange)
-                journal.begin(exchange, attempt)
-                finish(attempt, error="upstream_error")
-                journal.attempt(exchange, attempt)
-                journal.try_(exchange, make_attempt(exchange, "fallback", OTHER, "upstream_error"))
+                begin(journal, number, failures=1)
             elif kind == 3:  # dies between its attempt's end and its own
-                exchange = make_exchange(number)
-                attempt = make_attempt(exchange)
-                journal.begin(exchange, attempt)
-                finish(attempt)
-                journal.attempt(exchange, attempt)
+                exchange = begin(journal, number)
+                finish(exchange.attempts[0])
+                journal.attempt(exchange, exchange.attempts[0])
             else:
                 play(journal, number, failures=kind % 3, within_end=kind < 8)
         journal.vitals({"in_flight": 45}, WALL_NS + 60 * 10**9)
@@ -117,9 +108,7 @@ def mixed_lives(state_dir: Path) -> None:
 async def test_requests_and_attempts_become_rows(tmp_path: Path) -> None:
     journal = open_journal(tmp_path)
     whole = play(journal, 1, failures=2)
-    refused = make_exchange(2)
-    conclude(refused)
-    journal.end(refused)
+    refused = refuse(journal, 2)
     journal.close()
     store = sqlite_store(tmp_path / "books.db")
     shipper = await ship_all(tmp_path, store)

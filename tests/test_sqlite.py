@@ -12,8 +12,7 @@ from ledger_traces import (
     a_batch,
     at,
     books,
-    make_attempt,
-    make_exchange,
+    open_in_every_way,
     open_journal,
     play,
     ship_all,
@@ -23,11 +22,10 @@ from ledger_traces import (
 
 from edgegw.clock import ManualClock
 from edgegw.ledger import schema, sqlite
-from edgegw.ledger.encoding import encode_attempt, encode_begin, encode_try
-from edgegw.ledger.record import ATTEMPT_COLUMNS, REQUEST_COLUMNS, AttemptRecord, Begin, Try, decoder
+from edgegw.ledger.record import ATTEMPT_COLUMNS, REQUEST_COLUMNS
 from edgegw.ledger.schema import Migration, migrations, statements
 from edgegw.ledger.sqlite import SqliteStore
-from edgegw.ledger.store import Batch, Checkpoint, OpenExchange, Position, RejectedError, SchemaTooNewError, StoreError
+from edgegw.ledger.store import Batch, Checkpoint, Position, RejectedError, SchemaTooNewError, StoreError
 
 KNOWN = len(migrations("sqlite"))
 
@@ -68,30 +66,18 @@ async def test_the_target_of_an_attempt_is_provider_and_model(tmp_path: Path) ->
 
 
 async def test_a_checkpoint_comes_back_as_it_was_told(tmp_path: Path) -> None:
-    decode = decoder()
-    exchange = make_exchange(1)
-    attempt = make_attempt(exchange)
-    begin, finished = decode(encode_begin(exchange, attempt, 1)), decode(encode_attempt(exchange, attempt, 2))
-    retry = decode(encode_try(exchange, make_attempt(exchange, "retry", reason="upstream_cut"), 3))
-    assert isinstance(begin, Begin)
-    assert isinstance(retry, Try)
-    assert isinstance(finished, AttemptRecord)
-    opened = {
-        "first": OpenExchange("0-1-1", begin, begin),
-        "second": OpenExchange("0-1-1", begin, retry, finished),
-        "third": OpenExchange("0-2-2", begin, None, finished),
-    }
-    positions = {"0-1-1": Position(3, 4, 5, 6), "0-2-2": Position(1, 64, 0, 0)}
+    told = open_in_every_way()
     store = sqlite_store(tmp_path / "books.db")
-    await store.write(Batch(), Checkpoint(positions, opened))
+    await store.write(Batch(), told)
     await store.close()
     store = sqlite_store(tmp_path / "books.db")
     read = await store.read_checkpoint()
-    for expected in opened.values():
+    for expected in told.opened.values():
         expected.stored = True
-    assert read == Checkpoint(positions, opened)
-    await store.write(Batch(), Checkpoint({"0-1-1": Position(9, 9, 9, 9)}, {}, ["first", "third"], ["0-2-2"]))
-    assert await store.read_checkpoint() == Checkpoint({"0-1-1": Position(9, 9, 9, 9)}, {"second": opened["second"]})
+    assert read == told
+    left = {"0-1-1": Position(9, 9, 9, 9)}
+    await store.write(Batch(), Checkpoint(left, {}, ["first", "third"], ["0-2-2", "0-3-3"]))
+    assert await store.read_checkpoint() == Checkpoint(left, {"second": told.opened["second"]})
     await store.close()
 
 

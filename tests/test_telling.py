@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import tried
 from ledger_traces import (
-    OTHER,
     WAIT_S,
     WALL_NS,
+    begin,
     conclude,
     die,
+    fail_over,
     finish,
-    make_attempt,
-    make_exchange,
     open_journal,
     play,
+    priced,
     sqlite_store,
 )
 
@@ -34,11 +34,6 @@ from edgegw.ledger.record import AttemptRecord, End, Record
 from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.store import Batch, Checkpoint, StoreError
 from edgegw.ledger.telling import Teller
-
-
-def priced(record: AttemptRecord) -> None:
-    record.cost_usd_micro = 7
-    record.price_version = "test"
 
 
 class Heard:
@@ -83,18 +78,13 @@ class Workers:
 
     def begin(self, at: int) -> None:
         self._number += 1
-        exchange = make_exchange(self._number)
-        self._journals[at].begin(exchange, make_attempt(exchange))
-        self._going[at].append(exchange)
+        self._going[at].append(begin(self._journals[at], self._number))
 
     def fail(self, at: int) -> None:
         """The first attempt of the oldest exchange fails, a second one begins."""
         for exchange in self._going[at]:
             if len(exchange.attempts) == 1:
-                attempt = exchange.attempts[0]
-                finish(attempt, error="upstream_error")
-                self._journals[at].attempt(exchange, attempt)
-                self._journals[at].try_(exchange, make_attempt(exchange, "fallback", OTHER, "upstream_error"))
+                fail_over(self._journals[at], exchange)
                 self.expected["attempt", exchange.id, 1] += 1
                 return
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from ledger_traces import (
     JOURNAL_ID,
-    OTHER,
     WALL_NS,
+    begin,
     conclude,
     die,
     finish,
@@ -23,6 +23,7 @@ from ledger_traces import (
     make_exchange,
     open_journal,
     play,
+    refuse,
     ship_all,
     sqlite_store,
 )
@@ -106,18 +107,8 @@ async def traffic(path: Path, postgres: Database | None = None) -> House:
         at = number * (HOUR_NS // 10**6 // 20)  # make_exchange counts milliseconds
         play(journal, at, failures=number % 3, tenant=f"tenant-{number % 2}", within_end=number % 2 == 0)
         if number % 10 == 0:
-            refused = make_exchange(at + 1)
-            conclude(refused)
-            journal.end(refused)
-    for number in range(3):
-        exchange = make_exchange(1000 + number)
-        attempt = make_attempt(exchange)
-        journal.begin(exchange, attempt)
-        if number:
-            finish(attempt, error="upstream_error")
-            journal.attempt(exchange, attempt)
-            journal.try_(exchange, make_attempt(exchange, "fallback", OTHER, "upstream_error"))
-        house.open.append(exchange)
+            refuse(journal, at + 1)
+    house.open += [begin(journal, 1000 + number, failures=int(number > 0)) for number in range(3)]
     journal.vitals({}, WALL_NS)
     await house.ship()
     for number in range(5):

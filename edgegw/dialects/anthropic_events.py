@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from edgegw.dialects.anthropic_messages import error_fault
+from edgegw.dialects.anthropic_messages import PARTS, error_fault
 from edgegw.dialects.lenient import strict_json
 from edgegw.dialects.openai_chat_reply import Mask, garbage
 
@@ -60,7 +60,7 @@ _ANYTHING = msgspec.json.Decoder()
 _TELLING = frozenset(
     (
         *("message_start", "message_delta"),
-        *("text", "tool_use", "thinking", "redacted_thinking"),
+        *PARTS,
         *("text_delta", "input_json_delta", "thinking_delta", "signature_delta"),
     )
 )

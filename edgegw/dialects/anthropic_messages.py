@@ -33,6 +33,9 @@ _FINISH: dict[str | None, Finish] = {
     "refusal": "content_filter",
 }
 
+# The blocks that an answer is made of, as far as clients of other dialects are told.
+PARTS = ("text", "tool_use", "thinking", "redacted_thinking")
+
 # Anthropic's error types in OpenAI's words (type, code), and what an error event of that type would have had as status.
 _ERRORS: dict[str, tuple[str, str | None, int]] = {
     "invalid_request_error": ("invalid_request_error", None, 400),
@@ -99,7 +102,7 @@ class Message(msgspec.Struct):
     type: str = ""
     id: str | None = None
     model: str | None = None
-    content: list[Block] = []
+    content: list[msgspec.Raw] = []
     stop_reason: str | None = None
     stop_details: msgspec.Raw = _EMPTY
     usage: msgspec.Raw = _EMPTY
@@ -107,6 +110,7 @@ class Message(msgspec.Struct):
 
 
 _MESSAGE = msgspec.json.Decoder(Message)
+_BLOCK = msgspec.json.Decoder(Block)
 _USAGE = msgspec.json.Decoder(UsageCount | None)
 _STOP_DETAILS = msgspec.json.Decoder(_StopDetails | None)
 _ANYTHING = msgspec.json.Decoder()
@@ -126,7 +130,7 @@ def read_message(body: bytes, unwrap: str | None, mask: Mask = unmasked) -> Answ
     calls: list[ToolCall] = []
     thinking: list[Thinking | SealedThinking] = []
     citations: list[Citation] = []
-    for block in message.content:
+    for block in map(_block, message.content):
         if block.type == "text":
             start = sum(map(len, texts))
             texts.append(block.text or "")
@@ -167,6 +171,17 @@ def _decoded(body: bytes) -> Message:
         with suppress(msgspec.DecodeError, RecursionError):
             return _MESSAGE.decode(strict_json(body) or b"")
     raise garbage("The provider's answer is not a message.")
+
+
+def _block(value: msgspec.Raw) -> Block:
+    """One of other types than we know is passed over, whatever is in it."""
+    try:
+        return _BLOCK.decode(value)
+    except msgspec.ValidationError:
+        found = _ANYTHING.decode(value)
+    if isinstance(found, dict) and found.get("type") in PARTS:
+        raise garbage("The provider's answer holds a part that cannot be read.")
+    return Block()
 
 
 def read_usage(value: msgspec.Raw) -> UsageCount:

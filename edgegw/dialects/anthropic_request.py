@@ -31,7 +31,7 @@ BUDGET_MIN = 1024
 
 _JSON_NUDGE = "Answer with a single JSON object and nothing else: no prose around it, no code fence."
 _NO_PARAMETERS = {"type": "object", "properties": {}}
-_BUDGETS = {"minimal": 1024, "low": 1024, "medium": 2048, "high": 4096, "xhigh": 8192, "max": 16384}
+BUDGETS = {"minimal": 1024, "low": 1024, "medium": 2048, "high": 4096, "xhigh": 8192, "max": 16384}
 _EFFORTS = {"minimal": "low"}
 _EFFORT_BELOW = {"xhigh": "high", "max": "high"}
 _SERVICE_TIERS = {"auto": "auto", "priority": "auto", "fast": "auto", "default": "standard_only"}
@@ -112,7 +112,7 @@ def _write_json_answer(request: Request, capabilities: Capabilities, body: JSON,
 def _write_tools(
     request: Request, unwrap: str | None, capabilities: Capabilities, body: JSON, dropped: list[str]
 ) -> None:
-    held = _held(request, unwrap) if capabilities.structured_outputs else frozenset()
+    held = _held(request, unwrap) if request.tools and capabilities.structured_outputs else frozenset()
     if any(tool.strict and index not in held for index, tool in enumerate(request.tools)):
         dropped.append("tools[].function.strict")
     tools = [_tool(tool, index in held, f"tools[{index}].function") for index, tool in enumerate(request.tools)]
@@ -191,7 +191,7 @@ def _write_thinking(request: Request, capabilities: Capabilities, body: JSON, dr
         return _write_effort(effort, forced, capabilities, body)
     if effort == "none":
         return False
-    budget = min(_BUDGETS[effort], max(BUDGET_MIN, body["max_tokens"] // 2))
+    budget = min(BUDGETS[effort], max(BUDGET_MIN, body["max_tokens"] // 2))
     possible = "budget" in capabilities.thinking and not forced and budget < body["max_tokens"]
     if not possible or _in_tool_loop_without_thinking(request.turns):
         dropped.append("reasoning_effort")

@@ -37,22 +37,26 @@ def write_turns(turns: list[Turn], mid_system: bool) -> tuple[list[JSON], list[J
     leading = 0
     while leading < len(turns) and turns[leading].role == "system":
         leading += 1
+    if leading == len(turns):
+        leading = 0  # nobody else speaks: OpenAI answers that, Anthropic wants a user
     ids = _Ids()
     system = [block for turn in turns[:leading] for block in _blocks(turn, ids)]
     messages = _merged(turns[leading:], mid_system, ids)
     if not messages:
-        raise wrong_value("messages", "must hold a message that is neither empty nor a system message")
+        raise wrong_value("messages", "must hold a message that is not empty")
     return system, messages
 
 
 def _merged(turns: list[Turn], mid_system: bool, ids: _Ids) -> list[JSON]:
     messages: list[JSON] = []
     written: list[Turn] = [turn for turn in turns if _says_something(turn)]
-    standing = _standing(written) if mid_system else frozenset()
+    standing: frozenset[int] | None = None if mid_system else frozenset()
     for index, turn in enumerate(written):
         role = turn.role
-        if role == "system" and index not in standing:
-            role = "user"
+        if role == "system":
+            if standing is None:
+                standing = _standing(written)
+            role = "system" if index in standing else "user"
         blocks = _blocks(turn, ids)
         if messages and messages[-1]["role"] == role:
             messages[-1]["content"] += blocks

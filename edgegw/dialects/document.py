@@ -28,6 +28,7 @@ _WHITE_SPACE = b" \t\r\n"
 # What is walked over is bounded: a client's odd body must not hold up a worker. OpenAI has 40 fields.
 FIELDS_MAX = 1024
 _SKIPPED_TOKENS_MAX = 16 * 1024
+_NAME_CHARS_MAX = 80  # of a client's own word in a complaint
 _LOOKED_AT_BYTES_MAX = 1024 * 1024  # for a better word about a body that is refused anyway
 # Up to this size, counting all that is not white space (1.5 us per KB) is cheaper than a walk (1 us per field).
 _COUNTED_BYTES_MAX = 4 * 1024
@@ -157,6 +158,7 @@ def _length(document: bytes, at: int, expected: bytes) -> int | None:
 
 
 def _twice(field: str) -> GatewayError:
+    field = field[:_NAME_CHARS_MAX]
     return GatewayError("invalid_value", f"'{field}' stands twice in the object.", param=field)
 
 

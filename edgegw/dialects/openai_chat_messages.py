@@ -73,8 +73,12 @@ def _assistant(message: dict[str, Any], path: str) -> Turn:
     for name in ("audio", "function_call"):
         if message.get(name) is not None:
             raise unsupported(f"{path}.{name}")
-    blocks: list[Block] = _thoughts(message)
     content = message.get("content")
+    thoughts: Any = message.get("reasoning_details") or message.get("thinking_blocks")
+    if isinstance(content, list):  # Mistral, and clients with Anthropic's blocks, have them among the parts
+        thoughts = thoughts or [part for part in content if _is_thought(part)]
+        content = [part for part in content if not _is_thought(part)]
+    blocks: list[Block] = _thoughts(thoughts)
     if content is not None:
         blocks += _texts(content, f"{path}.content")
     if isinstance(message.get("refusal"), str):
@@ -123,9 +127,13 @@ def _tool_call(call: Any, path: str) -> ToolCall:
     return ToolCall(id, name, msgspec.Raw(text.encode()), cache_mark(call))
 
 
-def _thoughts(message: dict[str, Any]) -> list[Block]:
-    """Reasoning that came with an earlier answer and is handed back: as we sent it, or in Anthropic's own blocks."""
-    entries = message.get("reasoning_details") or message.get("thinking_blocks") or []
+def _is_thought(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") in ("thinking", "redacted_thinking")
+
+
+def _thoughts(entries: Any) -> list[Block]:
+    """Reasoning that came with an earlier answer and is handed back: as we sent it, or in Anthropic's own blocks. What
+    nobody has signed is left out: no provider would take it for its own."""
     found: list[Block] = []
     for entry in entries if isinstance(entries, list) else ():
         if not isinstance(entry, dict) or not str(entry.get("format") or _OWN_FORMAT).startswith(_OWN_FORMAT):

@@ -40,7 +40,7 @@ _NEVER_IDLE = frozenset({"seed"})
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 # Fields that have a neutral form, or are the gateway's own business.
-_READ = frozenset(
+CARRIED = frozenset(
     {
         "max_completion_tokens",
         "max_tokens",
@@ -65,7 +65,7 @@ _READ = frozenset(
 # Our own labels, and what is read as the user.
 _METADATA_READ = frozenset({"tenant", "use_case", "user_id"})
 # Fields whose loss a client would notice in the answer, and when they ask for something.
-_SEMANTIC: dict[str, Callable[[Any], bool]] = {
+SEMANTIC: dict[str, Callable[[Any], bool]] = {
     "audio": lambda value: value not in _IDLE,
     "function_call": lambda value: value not in _IDLE,
     "functions": lambda value: value not in _IDLE,
@@ -99,7 +99,7 @@ def to_neutral(ask: Ask) -> Request:
     request.user = _user(fields)
     request.service_tier = _text_or_none(_plain(fields, "service_tier"))
     request.hints = [*_hints(fields), *unsaid(messages)]
-    if set(_plain(fields, "metadata") or ()) - _METADATA_READ:
+    if not ask.only_labels and set(_plain(fields, "metadata") or ()) - _METADATA_READ:
         request.hints.append("metadata")
     return request
 
@@ -120,10 +120,10 @@ def _hints(fields: dict[str, msgspec.Raw]) -> list[str]:
     """The fields to leave out; refuses those that must not be."""
     hints = []
     for name in fields:
-        if name in _READ:
+        if name in CARRIED:
             continue
         value = _plain(fields, name)
-        asks = _SEMANTIC.get(name)
+        asks = SEMANTIC.get(name)
         if asks is None:
             if value is not None and (value not in _IDLE or name in _NEVER_IDLE):
                 hints.append(name)

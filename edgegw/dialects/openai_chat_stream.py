@@ -179,10 +179,16 @@ class OpenAIChatStream:
 
     def _recall(self, raw_event: bytes) -> None:
         for raw in Splitter().feed(raw_event):
+            data = data_of(raw) or b""
             try:
-                chunk = _CHUNK.decode(data_of(raw) or b"")
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                chunk = _CHUNK.decode(data)
+            except msgspec.ValidationError:
                 continue
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                try:
+                    chunk = _CHUNK.decode(strict_json(data) or b"")
+                except (msgspec.DecodeError, RecursionError):
+                    continue
             self._note(chunk)
 
     def _pass(self, raw: bytes) -> bytes:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-# No event of any provider comes near this; a peer that never sends a blank line must not fill the memory.
-EVENT_BYTES_MAX = 4 * 1024 * 1024
+# A picture of 4,096 pixels a side in one event (delta.images, as OpenRouter has it) fits; a peer that never sends a
+# blank line must not fill the memory.
+EVENT_BYTES_MAX = 32 * 1024 * 1024
 
 _BOM = b"\xef\xbb\xbf"
 _LINE_END_BYTES = b"\r\n"
