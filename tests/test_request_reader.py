@@ -95,6 +95,8 @@ def test_whole_and_byte_by_byte_give_the_same_requests(wire: bytes, want: list[t
         (b"GET /v1/models HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
         (b"GET /v1/models HTTP/1.1\r\nHost: u@e\r\n\r\n", 400),
         (b"GET /v1/models HTTP/1.1\r\nHost: e\r\nAuthorization: a\r\nAuthorization: b\r\n\r\n", 400),
+        (b"GET /v1/models?a  HTTP/1.1\r\nHost: e\r\n\r\n", 400),
+        (b"GET /v1/models?a#b HTTP/1.1\r\nHost: e\r\n\r\n", 400),
         (b"GET //v1/models HTTP/1.1\r\nHost: e\r\n\r\n", 400),
         (b"GET /v1/../models HTTP/1.1\r\nHost: e\r\n\r\n", 400),
         (b"POST http://169.254.169.254/x HTTP/1.1\r\nHost: e\r\nContent-Length: 0\r\n\r\n", 400),

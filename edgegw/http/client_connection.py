@@ -25,9 +25,11 @@ from edgegw.http.watch import NEVER, Watch
 # A client's buffer: above `high` the upstream is paused, below `low` it goes on (research: Envoy 32 KiB, pingora 64).
 WRITE_HIGH_BYTES = 64 * 1024
 WRITE_LOW_BYTES = 16 * 1024
-# A refused message is read on for this long and this far, so that the refusal is not lost in a reset (RFC 9112 9.6).
+# A refused message is read on (and thrown away) for this long, and as long as it comes with this rate: to some clients
+# (Node) a reset while they send is the end, though the refusal was there before it (RFC 9112 9.6).
 LINGER_S = 2.0
-LINGER_BYTES_MAX = 256 * 1024
+LINGER_BYTES_PER_S_MIN = 256 * 1024
+LINGER_BYTES_MAX = 64 * 1024 * 1024
 # A body may stall for `body_timeout_s`, and over all must come with at least this rate after that grace.
 BODY_BYTES_PER_S_MIN = 1024
 
@@ -320,7 +322,8 @@ class ClientConnection(asyncio.Protocol):
             return
         self._lingered_bytes = 0
         self._uptake = None
-        self.expires_s = self._server.watch.now_s + LINGER_S  # longer, for as long as it takes what is unsent
+        self._body_since_s = self._server.watch.now_s
+        self._linger(0)  # longer, for as long as it takes what is unsent
         transport.write_eof()
         self._resume_reading()
 
@@ -328,6 +331,9 @@ class ClientConnection(asyncio.Protocol):
         self._lingered_bytes += size
         if self._lingered_bytes > LINGER_BYTES_MAX:
             self.transport.abort()
+        else:
+            slowest_s = self._body_since_s + self._lingered_bytes / LINGER_BYTES_PER_S_MIN
+            self.expires_s = LINGER_S + min(self._server.watch.now_s, slowest_s)
 
     @property
     def is_new(self) -> bool:

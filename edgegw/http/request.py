@@ -20,6 +20,7 @@ from edgegw.http.chunked import too_large
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::[0-9]{0,5})?")
 # Origin form (RFC 9112 3.2.1) of visible ASCII; encoded slashes, NUL and dot segments have no honest use here.
 _PATH = re.compile(rb"/[!-~]*")
+_QUERY = re.compile(rb"[!\"$-~]*")
 _TRICKY_PATH = re.compile(rb"%00|%2[fF]|%5[cC]|/\.\.?(?:/|$)|#|\\|//")
 _ABSOLUTE = re.compile(rb"(?i)https?://([^/?#]*)([/?].*)?")
 _LENGTH_DIGITS_MAX = 18
@@ -79,7 +80,7 @@ def target_of(raw: bytes, method: bytes, host: bytes) -> tuple[bytes, bytes]:
         if raw[:1] == b"?":
             raw = b"/" + raw
     path, _, query = raw.partition(b"?")
-    if not _PATH.fullmatch(path) or _TRICKY_PATH.search(path) or b"#" in query or not query.isascii():
+    if not _PATH.fullmatch(path) or _TRICKY_PATH.search(path) or not _QUERY.fullmatch(query):
         raise GatewayError("bad_http", "The request target has characters that are not allowed in it.")
     return path, query
 
