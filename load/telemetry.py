@@ -50,7 +50,8 @@ from edgegw.telemetry.export import Destination, Exporter
 from edgegw.telemetry.meeting import Meeting
 from edgegw.telemetry.metrics import Metrics
 from edgegw.telemetry.otlp import Encoder
-from edgegw.telemetry.spans import Place, Spans, Wording
+from edgegw.telemetry.spans import Spans
+from edgegw.telemetry.wording import Place, Wording
 
 WALL_NS = 1_750_000_000_000_000_000
 TENANTS = 50

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from edgegw.telemetry import names
+from edgegw.telemetry.family import Family
 
 FILES = Path(__file__).parent.parent / "k8s" / "observability"
 # What Prometheus adds to what it scrapes.
@@ -71,9 +72,9 @@ def expressions() -> Iterator[Expression]:
         yield Expression(rule["alert"], rule["expr"], shown)
 
 
-def family_of(metric: str) -> names.Family | None:
+def family_of(metric: str) -> Family | None:
     """The family of a metric's name in an expression."""
-    families = {each.name: each for each in vars(names).values() if isinstance(each, names.Family)}
+    families = {each.name: each for each in vars(names).values() if isinstance(each, Family)}
     families |= {each.name: each for each in names.WORKER_GAUGES.values()}
     exact = families.get(metric)
     if exact is not None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from edgegw.clock import uuid7
 from edgegw.ledger.record import INTEGER_MAX, AttemptRecord, End
-from edgegw.telemetry.spans import Place, Spans, Told, Wording
+from edgegw.telemetry.spans import Spans, Told
+from edgegw.telemetry.wording import Place, Wording
 from edgegw.trace import Sampler
 
 WALL_NS = 1_750_000_000_000_000_000

@@ -20,6 +20,7 @@ from edgegw.exchange import RetryPolicy
 from edgegw.settings import describe, load_text, warnings
 from edgegw.simulator.rules import WORDS
 from edgegw.telemetry import export, names, semconv
+from edgegw.telemetry.family import Family
 
 HOUSE = Path(__file__).parent.parent
 PAGES = [HOUSE / "README.md", HOUSE / "load" / "README.md", *sorted((HOUSE / "docs").glob("*.md"))]
@@ -183,7 +184,7 @@ def test_every_option_of_the_simulator() -> None:
 
 
 def test_every_metric_that_is_named_exists() -> None:
-    families = {family.name for family in vars(names).values() if isinstance(family, names.Family)}
+    families = {family.name for family in vars(names).values() if isinstance(family, Family)}
     families |= {family.name for family in names.WORKER_GAUGES.values()}
     named = {
         word
@@ -195,7 +196,7 @@ def test_every_metric_that_is_named_exists() -> None:
 
 
 def test_the_page_of_metrics_is_the_table_of_names() -> None:
-    families = [family for family in vars(names).values() if isinstance(family, names.Family)]
+    families = [family for family in vars(names).values() if isinstance(family, Family)]
     families += names.WORKER_GAUGES.values()
     table = [row for row in rows(page("docs/metrics.md")) if row[0].startswith(("edgegw_", "gen_ai_"))]
     told = {name: (kind, labels, text) for name, kind, labels, text in table}

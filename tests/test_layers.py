@@ -49,9 +49,11 @@ LAYERS: dict[int, str] = {
         ledger.questions ledger.tables ledger.verify.__init__ ledger.verify.findings ledger.verify.rules
         content.__init__ content.record content.wire content.choice content.store content.answer
         content.mended
-        telemetry.__init__ telemetry.names telemetry.seats telemetry.histogram telemetry.metrics telemetry.exposition
+        telemetry.__init__ telemetry.family telemetry.names telemetry.seats telemetry.histogram telemetry.cells
+        telemetry.metrics telemetry.exposition
         telemetry.variables
-        telemetry.semconv telemetry.spans telemetry.otlp telemetry.otlp_metrics telemetry.messages telemetry.fitting
+        telemetry.semconv telemetry.spans telemetry.wording telemetry.otlp telemetry.otlp_metrics
+        telemetry.messages telemetry.fitting
         simulator.__init__ simulator.arguments simulator.rules simulator.script simulator.wire simulator.scene
         simulator.stats simulator.chat_wire simulator.messages_wire simulator.house
     """,
@@ -150,6 +152,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     ),  # over connections of our own
     "telemetry.console": ("logs",),  # lines in the shape of the log's
     "telemetry.spans": ("content.record", "ledger.record", "trace"),  # told of records
+    "telemetry.wording": ("content.record", "ledger.record", "trace"),
     "telemetry.messages": ("content.answer", "content.mended", "content.record", "content.wire"),  # what was captured
     "telemetry.tracing": ("content.courier",),
     "ledger.record": ("trace",),  # whose trace a request belongs to

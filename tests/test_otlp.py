@@ -18,7 +18,7 @@ from edgegw.content.record import Content
 from edgegw.ledger.record import AttemptRecord, End
 from edgegw.telemetry.collector_grpc import ReadableSpans
 from edgegw.telemetry.otlp import Encoder, rejected, varint
-from edgegw.telemetry.spans import Span
+from edgegw.telemetry.wording import Span
 from edgegw.trace import Sampler
 
 ALL = Sampler(parent_based=False)

@@ -17,6 +17,7 @@ from edgegw.clock import Clock
 from edgegw.ledger.record import Try
 from edgegw.telemetry import names
 from edgegw.telemetry.export import AwayError, RefusedError
+from edgegw.telemetry.family import Family
 from edgegw.telemetry.histogram import Histogram
 from edgegw.telemetry.metric_export import MetricExporter
 from edgegw.telemetry.metrics import Metrics
@@ -96,7 +97,7 @@ def test_names_and_units() -> None:
 
 
 def test_no_two_families_have_one_name() -> None:
-    families = [family for family in vars(names).values() if isinstance(family, names.Family)]
+    families = [family for family in vars(names).values() if isinstance(family, Family)]
     families += names.WORKER_GAUGES.values()
     for called in ([family.name for family in families], [family.otel_name for family in families]):
         assert len(set(called)) == len(called)

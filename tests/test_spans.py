@@ -19,7 +19,9 @@ from edgegw.clock import uuid7
 from edgegw.ledger.record import AttemptRecord, Begin, End, Try, Vitals
 from edgegw.telemetry import semconv
 from edgegw.telemetry import spans as module
-from edgegw.telemetry.spans import CLIENT, SERVER, Place, Span, Spans
+from edgegw.telemetry import wording as words_module
+from edgegw.telemetry.spans import Spans
+from edgegw.telemetry.wording import CLIENT, SERVER, Place, Span
 from edgegw.trace import Sampler, attempt_span_id, own_trace_id, span_id
 
 ID = request_id(1)
@@ -153,7 +155,7 @@ def test_a_client_that_has_a_trace_gets_our_spans_in_it() -> None:
 
 
 def test_what_spans_have_in_common_is_one_object_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "COMMON_MAX", 8)
+    monkeypatch.setattr(words_module, "COMMON_MAX", 8)
     words = wording()
     one, other = words.spans_of(plain_told(1)), words.spans_of(plain_told(2))
     assert [span.common for span in one] == [span.common for span in other]

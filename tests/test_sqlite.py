@@ -22,7 +22,7 @@ from ledger_traces import (
 
 from edgegw.clock import ManualClock
 from edgegw.ledger import schema, sqlite
-from edgegw.ledger.record import ATTEMPT_COLUMNS, REQUEST_COLUMNS
+from edgegw.ledger.record import ATTEMPT_COLUMNS, REQUEST_COLUMNS, attempt_row, request_row
 from edgegw.ledger.schema import Migration, migrations, statements
 from edgegw.ledger.sqlite import SqliteStore
 from edgegw.ledger.store import Batch, Checkpoint, Position, RejectedError, SchemaTooNewError, StoreError
@@ -55,6 +55,29 @@ async def test_a_batch_and_its_checkpoint_are_written_together_and_once(tmp_path
     assert len(first[0]) == len(first[1]) == 10
     assert (await store.read_checkpoint()).positions == at(1, 100).positions
     await store.close()
+
+
+@pytest.mark.parametrize("count", [1, 99, 100, 250])
+async def test_every_value_of_a_row_is_stored_as_it_is(tmp_path: Path, count: int) -> None:
+    """Also those that all rows of a batch have alike, have not, or but for one have alike."""
+    batch = a_batch(range(count))
+    for number, (end, attempt) in enumerate(zip(batch.requests, batch.attempts, strict=True)):
+        end.stream, end.estimated, end.cost_usd_micro = True, number % 2 == 0, 2**63 - 1
+        end.input_tokens = None if number == count // 2 else 7
+        end.tenant = attempt.tenant = "o'brien"
+        end.session_id = None if number else "\0'); --"
+        attempt.reused, attempt.output_tokens, attempt.finish_reason = False, 0 if number else None, None
+    path = tmp_path / "books.db"
+    store = sqlite_store(path)
+    await store.write(batch, Checkpoint())
+    await store.close()
+    with closing(sqlite3.connect(path)) as connection:
+        for table, columns, rows in (
+            ("requests", REQUEST_COLUMNS, [request_row(end) for end in batch.requests]),
+            ("provider_attempts", ATTEMPT_COLUMNS, [attempt_row(attempt) for attempt in batch.attempts]),
+        ):
+            query = f"SELECT {', '.join(columns)} FROM {table} ORDER BY rowid"
+            assert connection.execute(query).fetchall() == rows
 
 
 async def test_the_target_of_an_attempt_is_provider_and_model(tmp_path: Path) -> None:

@@ -96,7 +96,8 @@ def build_control(
     prices = PriceList(settings.prices, settings.providers.values(), shipped_prices())
     upkeeper = Upkeeper(upkeeps, clock)
     traced: list[Observer] = [] if tracing is None else [tracing.spans.observe]
-    shipper = Shipper(state_dir, store, clock, prices.price, [metrics.observe, *traced])
+    observers = [metrics.observe, *traced]
+    shipper = Shipper(state_dir, store, clock, prices.price, observers, batch_rows_max=store.batch_rows_max)
     adoption = build_adoption(settings, clock, state_dir, prices.price, traced)
     contents = ContentShipper(
         state_dir,

@@ -21,8 +21,9 @@ from edgegw.telemetry.console import DELAY_S, Console, Lines
 from edgegw.telemetry.export import Destination, Exporter
 from edgegw.telemetry.meeting import Meeting
 from edgegw.telemetry.metrics import Metrics
-from edgegw.telemetry.spans import Place, Spans, Told, Wording
+from edgegw.telemetry.spans import Spans, Told
 from edgegw.telemetry.tracing import Contents, Tracing
+from edgegw.telemetry.wording import Place, Wording
 
 if TYPE_CHECKING:
     from edgegw.telemetry.metric_export import MetricExporter

@@ -15,8 +15,8 @@ from edgegw.ledger.shipper import Shipper
 from edgegw.ledger.upkeep import Upkeeper
 from edgegw.process_figures import cpu_s, resident_bytes
 from edgegw.telemetry import names
+from edgegw.telemetry.family import Family
 from edgegw.telemetry.metrics import Figure
-from edgegw.telemetry.names import Family
 from edgegw.telemetry.tracing import Tracing
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from edgegw.exchange import Attempt, Exchange
 from edgegw.ledger import segment
 from edgegw.ledger.encoding import encode_attempt, encode_begin, encode_end, encode_try, encode_vitals, only_attempt
 from edgegw.ledger.life import Life, Segment, make_segment, open_life, sync
-from edgegw.ledger.room import JournalFull, Trouble, trouble_of
+from edgegw.ledger.room import NOT_OPEN, JournalFull, Trouble, trouble_of
 from edgegw.ledger.segment import FRAME_BYTES, HEADER_BYTES, SEGMENT_BYTES_MIN
 from edgegw.settings import WhenFull
 from edgegw.trace import about
@@ -43,12 +43,8 @@ RELEASE_BYTES = 256 << 10
 
 logger = logging.getLogger("edgegw.ledger")
 
-# No record ends at or before this.
-NOWHERE = -1
-
-_ROUND = FRAME_BYTES + segment.ALIGN_BYTES - 1
-_ALIGNED = -segment.ALIGN_BYTES
-_NO_LIFE = Trouble("failing", "the journal is not open yet")
+NOWHERE = -1  # no record ends at or before this
+_ROUND, _ALIGNED = FRAME_BYTES + segment.ALIGN_BYTES - 1, -segment.ALIGN_BYTES
 
 
 class Journal:
@@ -118,10 +114,7 @@ class Journal:
         self.trouble: Trouble | None = None
         self.sync_trouble: Trouble | None = None
         self.full = False
-        self.dropped = 0
-        self.dropped_refusals = 0
-        self.lost = 0
-        self.unsynced = 0
+        self.dropped = self.dropped_refusals = self.lost = self.unsynced = 0
 
     @classmethod
     def open(
@@ -273,7 +266,7 @@ class Journal:
         whose record it is."""
         life, current = self._life, self._current
         if life is None or current is None or self._end == NOWHERE:
-            raise JournalFull(self.trouble or _NO_LIFE)
+            raise JournalFull(self.trouble or NOT_OPEN)
         try:
             self._make_spare(exchange)
         except JournalFull as full:
@@ -304,13 +297,13 @@ class Journal:
         """The next segment, unless there is one: then all is well. Raises JournalFull."""
         life, current = self._life, self._current
         if life is None or current is None:
-            raise JournalFull(self.trouble or _NO_LIFE)
+            raise JournalFull(self.trouble or NOT_OPEN)
         if self._spare is None:
             self._spare = make_segment(life, current.index + 1, self._segment_bytes, self._bytes_max)
         if self.trouble is not None:
             counts = f"{self.dropped} exchanges and {self.dropped_refusals} refusals have no row"
-            again = "the journal takes records again; %s, %d records are lost"
-            logger.warning(again, counts, self.lost, extra=about(exchange))
+            text = "the journal takes records again; %s, %d records are lost"
+            logger.warning(text, counts, self.lost, extra=about(exchange))
         self.trouble = None
         self.full = False
         self._limit = self._end = current.bytes

@@ -36,6 +36,7 @@ class Trouble:
 
 AT_THE_BOUND = Trouble("full", "what waits to be shipped has reached storage.journal.max")
 DISK_FULL = Trouble("full", "the disk is full")
+NOT_OPEN = Trouble("failing", "the journal is not open yet")
 
 
 class JournalFull(Exception):  # noqa: N818 (a condition of the machine, and the name the gateway speaks of)

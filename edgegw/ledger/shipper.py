@@ -38,8 +38,7 @@ IDLE_POLL_S = 0.5
 PORTION_RECORDS = 500
 # At each look ahead of a store that is away: 10,000 a second.
 AHEAD_RECORDS = 1000
-# Of one transaction, when there is a backlog. Neither SQLite nor PostgreSQL is faster with more, and the loop is kept
-# for longer: rows are encoded on it.
+# Of one transaction, when there is a backlog. A store may wish for more.
 BATCH_ROWS_MAX = 1000
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 5.0

@@ -23,8 +23,9 @@ from edgegw.http.upstream_connection import Connection
 from edgegw.providers.retry_after import retry_after_s
 from edgegw.telemetry.export import AwayError, RefusedError
 from edgegw.telemetry.otlp import Encoder, rejected
-from edgegw.telemetry.spans import Told, Wording
+from edgegw.telemetry.spans import Told
 from edgegw.telemetry.variables import Otlp
+from edgegw.telemetry.wording import Wording
 
 CONNECT_S = 5.0
 KEEP_ALIVE_S = 30.0

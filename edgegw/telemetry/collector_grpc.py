@@ -22,8 +22,9 @@ from opentelemetry.trace.span import TraceState
 
 from edgegw.telemetry.collector import worked_out
 from edgegw.telemetry.export import AwayError
-from edgegw.telemetry.spans import CLIENT, Attributes, Span, Told, Wording
+from edgegw.telemetry.spans import Told
 from edgegw.telemetry.variables import Otlp
+from edgegw.telemetry.wording import CLIENT, Attributes, Span, Wording
 
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
+from edgegw.telemetry.cells import Sample
+from edgegw.telemetry.family import Family
 from edgegw.telemetry.histogram import Histogram
-from edgegw.telemetry.metrics import Metrics, Sample
-from edgegw.telemetry.names import Family
+from edgegw.telemetry.metrics import Metrics
 
 
 def parts(metrics: Metrics) -> Iterator[bytes]:

@@ -11,22 +11,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 from edgegw import __version__
 from edgegw.ledger.record import AttemptRecord, End, Record, Try, Vitals
 from edgegw.telemetry import names
-from edgegw.telemetry.histogram import (
-    ATTEMPT_BOUNDS_US,
-    DURATION_BOUNDS_US,
-    FIRST_TOKEN_BOUNDS_US,
-    OVERHEAD_BOUNDS_US,
-    PER_TOKEN_BOUNDS_US,
-    TOKEN_BOUNDS,
-    Histogram,
-)
-from edgegw.telemetry.names import Family
+from edgegw.telemetry.cells import Count, Labels, Sample, Target, Tenant, Way, of_targets, of_tenants
+from edgegw.telemetry.family import Family
+from edgegw.telemetry.histogram import ATTEMPT_BOUNDS_US, DURATION_BOUNDS_US, OVERHEAD_BOUNDS_US, Histogram
 from edgegw.telemetry.seats import NONE, OTHER, ROUTES_MAX, TARGETS_MAX, TENANTS_MAX, Seats
 
 # A worker whose last vitals are so much older than the newest of all is gone (they come once a second).
@@ -40,58 +32,11 @@ HELD_MAX = 4_096
 SUCCESS_MAX = 399
 TENANT_UNKNOWN = "unknown"  # of an attempt whose beginning is lost
 
-Labels = tuple[str, ...]
 Figure = float | Mapping[Labels, float]
 """What others keep: one number, or one for each combination of labels."""
 
 _Key = TypeVar("_Key")
 _Kept = TypeVar("_Kept")
-
-
-Sample = tuple[Labels, float | Histogram]
-
-
-@dataclass(slots=True, eq=False)
-class _Count:
-    value: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Target:
-    """What is counted of one provider and model. The keys of `attempts` are (kind, outcome)."""
-
-    attempts: dict[tuple[str, str], _Count] = field(default_factory=dict)
-    durations: dict[str, Histogram] = field(default_factory=dict)
-    retries: dict[str, _Count] = field(default_factory=dict)
-    fallbacks: dict[str, _Count] = field(default_factory=dict)
-    saves: dict[str, int] = field(default_factory=dict)
-    cached: int = 0
-    cache_write: int = 0
-    reasoning: int = 0
-    cost_usd_micro: int = 0
-    unpriced: int = 0
-    input: Histogram = field(default_factory=lambda: Histogram(TOKEN_BOUNDS, 1))
-    output: Histogram = field(default_factory=lambda: Histogram(TOKEN_BOUNDS, 1))
-    first_token: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_BOUNDS_US))
-    per_token: Histogram = field(default_factory=lambda: Histogram(PER_TOKEN_BOUNDS_US))
-
-
-@dataclass(slots=True, eq=False)
-class _Tenant:
-    requests: dict[str, int] = field(default_factory=dict)
-    input: int = 0
-    output: int = 0
-    cost_usd_micro: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Way:
-    """Where an attempt's record leads; `again` counts why it was made, if it was not the first."""
-
-    target: _Target
-    attempts: _Count
-    again: _Count | None
-    duration: Histogram
 
 
 class Metrics:
@@ -113,16 +58,16 @@ class Metrics:
         self._route_seats = Seats(ROUTES_MAX, routes)
         self._target_seats = Seats(TARGETS_MAX, targets)
         self._tenant_seats = Seats(TENANTS_MAX, tenants)
-        self._requests: dict[Labels, _Count] = {}
-        self._targets: dict[tuple[str, str], _Target] = {}
-        self._tenants: dict[str, _Tenant] = {}
+        self._requests: dict[Labels, Count] = {}
+        self._targets: dict[tuple[str, str], Target] = {}
+        self._tenants: dict[str, Tenant] = {}
         self._durations = {stream: Histogram(DURATION_BOUNDS_US) for stream in (False, True)}
         self._overhead = Histogram(OVERHEAD_BOUNDS_US)
         self._vitals: dict[int, Vitals] = {}
-        self._request_ways: dict[tuple[object, ...], _Count] = {}
-        self._attempt_ways: dict[tuple[object, ...], _Way] = {}
-        self._tenant_ways: dict[str, _Tenant] = {}
-        self._held: dict[str, tuple[_Target, str]] = {}
+        self._request_ways: dict[tuple[object, ...], Count] = {}
+        self._attempt_ways: dict[tuple[object, ...], Way] = {}
+        self._tenant_ways: dict[str, Tenant] = {}
+        self._held: dict[str, tuple[Target, str]] = {}
         self._observers: dict[type, Callable[..., None]] = {
             End: self._request,
             AttemptRecord: self._attempt,
@@ -223,7 +168,7 @@ class Metrics:
 
     # Who is counted where
 
-    def _new_request_way(self, way: tuple[object, ...], end: End) -> _Count:
+    def _new_request_way(self, way: tuple[object, ...], end: End) -> Count:
         well = _went_well(end)
         route = end.route
         shown_route = NONE if route is None else route if self._route_seats.offers(route, well) else OTHER
@@ -234,25 +179,25 @@ class Metrics:
         key = (shown_route, *target, *ending)
         if key not in self._requests and len(self._requests) >= REQUEST_SERIES_MAX:
             key = (OTHER, OTHER, OTHER, *ending)
-        count = self._requests.setdefault(key, _Count())
+        count = self._requests.setdefault(key, Count())
         if well or OTHER not in key:  # a way that may still come to a name of its own is looked at again
             _remember(self._request_ways, way, count)
         return count
 
-    def _new_attempt_way(self, key: tuple[object, ...], attempt: AttemptRecord) -> _Way:
+    def _new_attempt_way(self, key: tuple[object, ...], attempt: AttemptRecord) -> Way:
         well = attempt.error_kind is None
         name = self._shown_target(attempt.provider, attempt.model, well)
         target = self._targets.get(name)
         if target is None:
-            target = self._targets[name] = _Target()
+            target = self._targets[name] = Target()
         kind, outcome = attempt.kind, attempt.error_kind or "ok"
         again = None
         if kind != "primary":
             reasons = target.retries if kind == "retry" else target.fallbacks
-            again = reasons.setdefault(attempt.retry_reason or "unknown", _Count())
-        way = _Way(
+            again = reasons.setdefault(attempt.retry_reason or "unknown", Count())
+        way = Way(
             target,
-            target.attempts.setdefault((kind, outcome), _Count()),
+            target.attempts.setdefault((kind, outcome), Count()),
             again,
             target.durations.setdefault(outcome, Histogram(ATTEMPT_BOUNDS_US)),
         )
@@ -265,10 +210,10 @@ class Metrics:
         name = (provider, model)
         return name if self._target_seats.offers(name, success) else (provider, OTHER)
 
-    def _tenant(self, tenant: str, success: bool) -> _Tenant:
+    def _tenant(self, tenant: str, success: bool) -> Tenant:
         shown = tenant or TENANT_UNKNOWN
         seated = self._tenant_seats.offers(shown, success)
-        found = self._tenants.setdefault(shown if seated else OTHER, _Tenant())
+        found = self._tenants.setdefault(shown if seated else OTHER, Tenant())
         if seated or success:
             _remember(self._tenant_ways, tenant, found)
         return found
@@ -281,56 +226,13 @@ class Metrics:
         durations = self._durations.items()
         yield names.REQUEST_DURATION, [(("true" if stream else "false",), histogram) for stream, histogram in durations]
         yield names.OVERHEAD, [((), self._overhead)]
-        tenants = self._tenants.items()
-        yield names.TENANT_REQUESTS, [((name, state), n) for name, own in tenants for state, n in own.requests.items()]
-        inputs = [((name, "input"), own.input) for name, own in tenants]
-        yield names.TENANT_TOKENS, [*inputs, *(((name, "output"), own.output) for name, own in tenants)]
-        yield names.TENANT_COST, [((name,), own.cost_usd_micro / 1e6) for name, own in tenants]
-        yield from self._of_targets()
+        yield from of_tenants(self._tenants)
+        yield from of_targets(self._targets, self._called)
         yield from self._of_workers()
         for family, read in self._own.items():
             figure = read()
             yield family, list(figure.items()) if isinstance(figure, Mapping) else [((), figure)]
         yield names.BUILD_INFO, [((__version__,), 1)]
-
-    def _of_targets(self) -> Iterator[tuple[Family, Iterable[Sample]]]:
-        targets = list(self._targets.items())
-        yield (
-            names.ATTEMPTS,
-            [((*name, *key), count.value) for name, target in targets for key, count in target.attempts.items()],
-        )
-        ends = [(name, outcome, each) for name, target in targets for outcome, each in target.durations.items()]
-        yield names.ATTEMPT_DURATION, [((*name, outcome), histogram) for name, outcome, histogram in ends]
-        for family, reasons in (
-            (names.RETRIES, [(name, target.retries) for name, target in targets]),
-            (names.FALLBACKS, [(name, target.fallbacks) for name, target in targets]),
-        ):
-            yield family, [((*name, why), count.value) for name, each in reasons for why, count in each.items()]
-        yield names.GATE_SAVES, [((*name, why), n) for name, target in targets for why, n in target.saves.items()]
-        used = [
-            (name, type_, histogram)
-            for name, target in targets
-            for type_, histogram in (("input", target.input), ("output", target.output))
-        ]
-        yield names.TOKENS, [((*name, type_), histogram.sum) for name, type_, histogram in used]
-        yield names.CACHED_TOKENS, [(name, target.cached) for name, target in targets]
-        yield names.CACHE_WRITE_TOKENS, [(name, target.cache_write) for name, target in targets]
-        yield names.REASONING_TOKENS, [(name, target.reasoning) for name, target in targets]
-        yield names.COST, [(name, target.cost_usd_micro / 1e6) for name, target in targets]
-        yield names.UNPRICED, [(name, target.unpriced) for name, target in targets if target.unpriced]
-        yield names.FIRST_TOKEN, [(name, target.first_token) for name, target in targets]
-        yield names.TIME_PER_TOKEN, [(name, target.per_token) for name, target in targets]
-        asked = {name: self._operation(*name) for name, _ in targets}
-        yield (
-            names.GEN_AI_DURATION,
-            [((*asked[name], "" if outcome == "ok" else outcome), histogram) for name, outcome, histogram in ends],
-        )
-        yield names.GEN_AI_USAGE, [((*asked[name], type_), histogram) for name, type_, histogram in used]
-        yield names.GEN_AI_FIRST_TOKEN, [(asked[name], target.first_token) for name, target in targets]
-        yield names.GEN_AI_PER_TOKEN, [(asked[name], target.per_token) for name, target in targets]
-
-    def _operation(self, provider: str, model: str) -> Labels:
-        return (names.OPERATION_NAME, self._called.get(provider, provider), model)
 
     def _of_workers(self) -> Iterator[tuple[Family, Iterable[Sample]]]:
         newest_ns = max((vitals.wall_ns for vitals in self._vitals.values()), default=0)

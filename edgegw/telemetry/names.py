@@ -8,39 +8,7 @@ names of OpenTelemetry's semantic conventions for generative AI (0.1.0) are a se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-# How a name ends, and the unit that OTLP says instead (UCUM).
-_UNITS = {"_seconds": "s", "_bytes": "By"}
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """`otel` and `unit`: the name and unit in OTLP, where they are not made of `name`; `attributes`: what labels are
-    called there, if not the same."""
-
-    name: str
-    type: Literal["counter", "gauge", "histogram"]
-    help: str
-    labels: tuple[str, ...] = ()
-    otel: str = ""
-    unit: str = ""
-    attributes: tuple[str, ...] = ()
-
-    @property
-    def otel_name(self) -> str:
-        """`edgegw.ledger_lag` of `edgegw_ledger_lag_seconds`."""
-        name = self.name.removesuffix("_total")
-        for suffix in _UNITS:
-            name = name.removesuffix(suffix)
-        return self.otel or name.replace("_", ".", 1)
-
-    @property
-    def otel_unit(self) -> str:
-        name = self.name.removesuffix("_total")
-        return self.unit or next((unit for suffix, unit in _UNITS.items() if name.endswith(suffix)), "")
-
+from edgegw.telemetry.family import Family
 
 TARGET = ("provider", "model")
 

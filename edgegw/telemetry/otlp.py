@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from struct import Struct
 
-from edgegw.telemetry.spans import Attributes, Common, Span, Value
+from edgegw.telemetry.wording import Attributes, Common, Span, Value
 
 _BYTE = tuple(bytes((number,)) for number in range(128))
 _BYTE_AND_MORE = tuple(bytes((number | 128,)) for number in range(128))

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from struct import Struct, pack
 
+from edgegw.telemetry.cells import Labels, Sample
+from edgegw.telemetry.family import Family
 from edgegw.telemetry.histogram import Histogram
-from edgegw.telemetry.metrics import Labels, Sample
-from edgegw.telemetry.names import Family
 from edgegw.telemetry.otlp import field, key_value
-from edgegw.telemetry.spans import Attributes
+from edgegw.telemetry.wording import Attributes
 
 _TIMES = Struct("<BQBQ").pack  # start_time_unix_nano 2, time_unix_nano 3, in points of both kinds
 _DOUBLE = Struct("<Bd").pack
