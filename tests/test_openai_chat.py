@@ -58,6 +58,7 @@ REFUSED = [
     (b'{"messages":["hi"]}', "invalid_type", "messages[0]"),
     (b'{"messages":[{"role":"user"},{"content":""}]}', "missing_parameter", "messages[1].role"),
     (b'{"messages":[{"role":1}]}', "invalid_type", "messages[0].role"),
+    (b'{"messages":[%b5,{}]}' % (b'{"role":"user"},' * 2000), "invalid_type", "messages[2000]"),
     (body('"stream":"yes"'), "invalid_type", "stream"),
     (body('"stream":1'), "invalid_type", "stream"),
     (body('"stream_options":[]'), "invalid_type", "stream_options"),

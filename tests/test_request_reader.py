@@ -186,6 +186,16 @@ def test_large_bodies_are_not_read_ahead() -> None:
     assert (len(subject.ready), len(subject.held)) == (1, len(large))
 
 
+@pytest.mark.parametrize("coding", [b"gzip", b"br", b"identity, gzip", b"identity", b"Identity", b""])
+def test_a_compressed_body_is_refused_and_says_what_is_taken(coding: bytes) -> None:
+    error = read(POST.replace(b"\r\n\r\n", b"\r\nContent-Encoding: " + coding + b"\r\n\r\n"))[0].error
+    if coding.lower() in (b"", b"identity"):
+        assert error is None
+    else:
+        assert error is not None
+        assert (error.status, error.headers) == (415, ((b"accept-encoding", b"identity"),))
+
+
 def test_the_body_is_not_read_when_its_length_is_over_the_limit() -> None:
     subject = reader(body_bytes_max=10)
     subject.feed(HEAD)
