@@ -44,5 +44,10 @@ def check(request: Request, endpoints: dict[bytes, tuple[bytes, ...]]) -> None:
             headers=((b"allow", allow),),
         )
     coding = request.headers.get(b"content-encoding")
-    if coding is not None and coding.lower() != b"identity":
-        raise GatewayError("unsupported_media", "A compressed request body is not supported.", param="content-encoding")
+    if coding and coding.lower() != b"identity":
+        raise GatewayError(
+            "unsupported_media",
+            "A compressed request body is not supported.",
+            param="content-encoding",
+            headers=((b"accept-encoding", b"identity"),),  # RFC 9110 12.5.3
+        )

@@ -160,7 +160,8 @@ _RETRY_AFTER_SHOWN_MAX_S = 3599.0
 
 def final_error(fault: UpstreamFault) -> GatewayError:
     """What the client is told when nothing more is tried. The provider's own words are kept where they are its error
-    message in the client's dialect; its status where it is about the request (`upstream_refused`)."""
+    message in the client's dialect (a number is no code there); its status where it is about the request
+    (`upstream_refused`)."""
     headers: tuple[tuple[bytes, bytes], ...] = ()
     after_s = fault.retry_after_s
     if after_s is not None and after_s <= _RETRY_AFTER_SHOWN_MAX_S:
@@ -174,7 +175,7 @@ def final_error(fault: UpstreamFault) -> GatewayError:
         param=fault.param,
         status=fault.status if refused else 0,
         type=fault.wire_type if refused else None,
-        code=fault.code,
+        code=None if fault.code is None or fault.code.isdecimal() else fault.code,
         headers=headers,
         body=fault.body if fault.verbatim and fault.kind in _SHOWN_VERBATIM else None,
     )

@@ -213,6 +213,12 @@ def test_the_stand_in_tool_is_unwrapped_to_text() -> None:
     assert chunks(out)[-1]["choices"][0]["finish_reason"] == "stop"
 
 
+def test_blocks_that_nobody_closes_are_whole_all_the_same() -> None:
+    events = [event for event in TOOLS if b"content_block_stop" not in event]
+    out = reader().feed(b"".join([START, *events, ended("tool_use"), STOP]))
+    assert deltas(out)[1:-1] == TRACES[-1][2]
+
+
 FAULTS = [
     (event("error", error={"type": "overloaded_error", "message": "Overloaded"}), "upstream_overloaded", 529),
     (event("error", error={"type": "rate_limit_error", "message": "x"}), "upstream_rate_limited", 429),

@@ -237,6 +237,7 @@ def test_a_well_formed_error_is_verbatim_and_keeps_its_words() -> None:
 
 @pytest.mark.parametrize(
     "body", [b"", b"<html>http://internal:9/</html>", b"[1]", b'{"error":"text"}', b'{"error":{}}', b'{"message":"x"}',
+             b'{"error":{"detail":"x"}}', b'{"error":{"message":{}}}',
              b"{" * 100_000, b"\xff\xfe"]
 )  # fmt: skip
 def test_other_error_bodies_are_not_shown_as_they_are(body: bytes) -> None:
@@ -244,6 +245,21 @@ def test_other_error_bodies_are_not_shown_as_they_are(body: bytes) -> None:
     assert not fault.verbatim
     assert "<" not in fault.message
     assert fault.message
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"detail":"Not here."}', "Not here."),
+        (b'{"detail":[{"loc":["body","n"],"msg":"too many"}]}', '[{"loc":["body","n"],"msg":"too many"}]'),
+        (b'{"object":"error","message":{"detail":"why"},"code":422}', '{"detail":"why"}'),
+        (b'[{"error":{"code":400,"message":"No such field.","status":"INVALID_ARGUMENT"}}]', "No such field."),
+        (b'{"error":{"code":400,"message":"No."}}', "No."),
+    ],
+)
+def test_a_refusal_in_other_shapes_is_told_all_the_same(body: bytes, message: str) -> None:
+    error = final_error(provider("openai-compatible").fault(422, {}, body, NOW_S))
+    assert (error.message, error.status, error.code) == (message, 422, None)
 
 
 def test_anthropics_words_become_openais() -> None:

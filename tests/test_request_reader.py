@@ -167,11 +167,33 @@ def test_many_requests_in_one_read_are_read_a_few_at_a_time() -> None:
     assert subject.dead
 
 
+def test_many_chunks_in_one_read_are_read_a_few_at_a_time() -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: e\r\nTransfer-Encoding: chunked\r\n\r\n"
+    subject = reader()
+    subject.feed(head + b"1\r\nx\r\n" * 20_000 + b"0\r\n\r\n" + GET)
+    turns = 0
+    while subject.held and not subject.ready:
+        turns += 1
+        subject.go_on()
+    assert turns > 1
+    assert outcome(subject.ready[:2]) == [(b"/v1/chat/completions", b"x" * 20_000, 200), (b"/v1/models", b"", 200)]
+
+
 def test_large_bodies_are_not_read_ahead() -> None:
     large = HEAD.replace(b"13", b"%d" % (READY_BODY_BYTES_MAX + 1)) + b"x" * (READY_BODY_BYTES_MAX + 1)
     subject = reader()
     subject.feed(large + large)
     assert (len(subject.ready), len(subject.held)) == (1, len(large))
+
+
+@pytest.mark.parametrize("coding", [b"gzip", b"br", b"identity, gzip", b"identity", b"Identity", b""])
+def test_a_compressed_body_is_refused_and_says_what_is_taken(coding: bytes) -> None:
+    error = read(POST.replace(b"\r\n\r\n", b"\r\nContent-Encoding: " + coding + b"\r\n\r\n"))[0].error
+    if coding.lower() in (b"", b"identity"):
+        assert error is None
+    else:
+        assert error is not None
+        assert (error.status, error.headers) == (415, ((b"accept-encoding", b"identity"),))
 
 
 def test_the_body_is_not_read_when_its_length_is_over_the_limit() -> None:

@@ -382,6 +382,7 @@ def test_chat_refuses_what_openai_refuses(fields: dict[str, Any], param: str) ->
 
 
 USE = {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "weather", "input": {}}]}
+WEATHER_TOOLS = [{"name": "weather", "input_schema": {"type": "object"}}]
 RESULT = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "21"}]}
 
 
@@ -392,7 +393,8 @@ RESULT = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1
         ({"messages": [{"role": "developer", "content": "x"}]}, "role"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": " "}]}]}, "non-empty"),
         ({"messages": [RESULT]}, "unexpected `tool_use_id`"),
-        ({"messages": [USE, {"role": "user", "content": "x"}]}, "without `tool_result`"),
+        ({"messages": [USE, {"role": "user", "content": "x"}], "tools": WEATHER_TOOLS}, "without `tool_result`"),
+        ({"messages": [{"role": "user", "content": "x"}, USE, RESULT]}, "must define tools"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": None}, "max_tokens"),
         ({"temperature": 1.5}, "temperature"),

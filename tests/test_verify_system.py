@@ -36,19 +36,26 @@ def settings(simulator: Simulator, **storage: Any) -> dict[str, Any]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def running(request: pytest.FixtureRequest, simulator: Simulator, gateway: StartGateway) -> tuple[Gateway, str]:
-    """A gateway, and the `--db` of its books."""
+    """A gateway, and the `--db` of its books. They are there; its first answers do not wait for that."""
     if request.param == "sqlite":
         house = gateway(settings(simulator))
-        return house, str(house.state_dir / "edgegw.db")
-    database: Database = request.getfixturevalue("postgres")
-    return gateway(settings(simulator, database_url=database.dsn)), database.dsn
+        db = str(house.state_dir / "edgegw.db")
+    else:
+        database: Database = request.getfixturevalue("postgres")
+        house, db = gateway(settings(simulator, database_url=database.dsn)), database.dsn
+    eventually("there are books", lambda: command(house, db).returncode, lambda code: code == 0, 20)
+    return house, db
+
+
+def command(house: Gateway, db: str) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "EDGEGW_STATE_DIR": str(house.state_dir)}
+    words = [sys.executable, "-m", "edgegw", "ledger", "verify", "--json", "--db", db]
+    return subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, cwd=house.state_dir.parent)
 
 
 def verify(house: Gateway, db: str) -> tuple[int, dict[str, Any]]:
     """The exit code and the report."""
-    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "EDGEGW_STATE_DIR": str(house.state_dir)}
-    command = [sys.executable, "-m", "edgegw", "ledger", "verify", "--json", "--db", db]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, cwd=house.state_dir.parent)
+    done = command(house, db)
     assert done.returncode in (0, 1), done.stderr
     return done.returncode, json.loads(done.stdout)
 
@@ -138,8 +145,8 @@ def test_wrong_when_one_row_is_gone(simulator: Simulator, gateway: StartGateway)
 
 def test_nothing_to_look_at_is_not_all_right(simulator: Simulator, gateway: StartGateway) -> None:
     house = gateway(settings(simulator))
-    command = [sys.executable, "-m", "edgegw", "ledger", "verify", "--db", "nowhere.db"]
+    words = [sys.executable, "-m", "edgegw", "ledger", "verify", "--db", "nowhere.db"]
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "EDGEGW_STATE_DIR": str(house.state_dir)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, cwd=house.state_dir.parent)
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, cwd=house.state_dir.parent)
     assert (done.returncode, done.stdout) == (2, "")
     assert "no ledger at nowhere.db" in done.stderr

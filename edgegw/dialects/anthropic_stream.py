@@ -214,17 +214,19 @@ class AnthropicStream:
         return self._writer.start(event.message.id or "", event.message.model or "")
 
     def _open(self, event: Event) -> bytes:
+        """Not every server that speaks this dialect closes a block before it opens the next."""
+        out = self._close(event)
         block = self._block = event.content_block
         if block is None or block.type not in _KINDS:
-            return b""
+            return out
         self._wrote_arguments = False
         if block.type == "tool_use":
             self.opened = True
             if block.name == self._unwrap:
-                return b""
+                return out
             self._called_tools = True
-            return self._writer.open("tool_call", block.id or "", block.name or "")
-        out = self._writer.open(_KINDS[block.type])
+            return out + self._writer.open("tool_call", block.id or "", block.name or "")
+        out += self._writer.open(_KINDS[block.type])
         for write, token in (
             (self._writer.text, block.text),
             (self._writer.thinking, block.thinking),
@@ -234,7 +236,7 @@ class AnthropicStream:
             out += self._piece(write, token)
         return out
 
-    def _close(self, event: Event) -> bytes:
+    def _close(self, event: Event | None) -> bytes:
         """A tool call without a single piece of arguments has those of its opening, or none."""
         block, self._block = self._block, None
         if block is None or block.type not in _KINDS:
@@ -274,7 +276,7 @@ class AnthropicStream:
         self.done = True
         finish = finish_of(self._stop_reason, self._called_tools)
         self.finish_reason = finish
-        return self._writer.finish(finish, self._refusal)
+        return self._close(None) + self._writer.finish(finish, self._refusal)
 
     def _learn(self, usage: msgspec.Raw) -> None:
         if usage in _NO_USAGE:

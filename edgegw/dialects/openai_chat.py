@@ -10,6 +10,7 @@ field by field, which knows what to complain about: the two must agree on everyt
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -35,6 +36,8 @@ _LABELS = frozenset({"tenant", "use_case"})
 _NULL = msgspec.Raw(b"null")
 _ASKING_FOR_USAGE = msgspec.Raw(b'{"include_usage":true}')
 _ASKED_FOR_USAGE = (_ASKING_FOR_USAGE, msgspec.Raw(b'{"include_usage": true}'))  # as nearly everybody writes it
+
+_INDEX_OF_ERROR = re.compile(r"`\$\[(\d+)\]")
 
 _Value = TypeVar("_Value")
 
@@ -258,20 +261,21 @@ def _check_messages(messages: msgspec.Raw | None) -> None:
         raise GatewayError("missing_parameter", "Missing required parameter: 'messages'.", param="messages")
     try:
         found = _MESSAGES.decode(messages)
-    except msgspec.ValidationError:
-        raise _about_messages(messages) from None
+    except msgspec.ValidationError as error:
+        raise _about_messages(messages, str(error)) from None
     if not found:
         raise GatewayError("invalid_value", "'messages' must hold at least one message.", param="messages")
 
 
-def _about_messages(messages: msgspec.Raw) -> GatewayError:
-    """Names the first message at fault (the slow way: only a request that is refused comes here)."""
+def _about_messages(messages: msgspec.Raw, complaint: str) -> GatewayError:
+    """Names the first message at fault. `complaint` is msgspec's, which tells its index."""
     try:
         entries = msgspec.json.decode(messages, type=list[msgspec.Raw])
     except msgspec.ValidationError:
         return GatewayError("invalid_type", "'messages' must be an array.", param="messages")
-    for index, entry in enumerate(entries):
-        name = f"messages[{index}]"
+    first = _INDEX_OF_ERROR.search(complaint)
+    for index in range(int(first[1]) if first is not None else 0, len(entries)):
+        entry, name = entries[index], f"messages[{index}]"
         try:
             role = read_inner_object(entry, name, ()).get("role")
         except GatewayError as error:

@@ -261,6 +261,9 @@ def error_words(error: Any) -> dict[str, str]:
         value = error.get(name)
         if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
             found[name] = shortened(str(value))
+    told = error.get("message") or error.get("detail")
+    if "message" not in found and isinstance(told, str | list | dict) and told:  # FastAPI's, and Mistral's
+        found["message"] = shortened(told if isinstance(told, str) else msgspec.json.encode(told).decode())
     return found
 
 

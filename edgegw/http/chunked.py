@@ -21,6 +21,8 @@ _END_OF_LINE = b"\r\n"
 LINE_BYTES_MAX = 4096
 OVERHEAD_BYTES_MAX = 16 * 1024  # of extensions in a whole message (Go, CVE-2023-39326)
 TRAILER_BYTES_MAX = 8 * 1024
+# Lines and pieces of data taken in one go: ten milliseconds, where a read of the tiniest chunks would take a hundred.
+STEPS_MAX = 4096
 
 
 class _Next(IntEnum):
@@ -54,9 +56,12 @@ class ChunkedBody:
         return bytes(self._body)
 
     def feed(self, data: bytes, at: int = 0) -> int:
-        """Takes bytes from `at` on; returns where the body ends in them. Raises GatewayError: bad_http (400) for broken
-        framing, body_too_large (413) as soon as a chunk says that it will be."""
-        while at < len(data) and not self.done:
+        """Takes bytes from `at` on; returns where the body ends in them, or where it would rather go on later. Raises
+        GatewayError: bad_http (400) for broken framing, body_too_large (413) as soon as a chunk says that it will be.
+        """
+        for _ in range(STEPS_MAX):
+            if at == len(data) or self.done:
+                break
             if self._next is _DATA:
                 piece = data[at : at + self._left]
                 self._body += piece

@@ -10,8 +10,8 @@ third of the cost of its callbacks. A head that is the last one over again but f
 (known_head.py). What delimits the body is decided here, so that `Upgrade`, at which llhttp would
 stop, is simply ignored (RFC 9110 7.8), and no byte is ever in two hands.
 
-At most READY_MAX requests are read ahead: what came behind them is `held`. So the thousand small ones which a client
-can send in one read are not everybody's wait, and large ones do not pile up.
+At most READY_MAX requests are read ahead, and so many chunks of a body at once: what came behind them is `held`. So the
+thousand small ones which a client can send in one read are not everybody's wait, and large ones do not pile up.
 
 The shell owes: send `100 Continue` when `wants_continue` is True and nothing of the body has come; call `eof()` when
 the client closes its side; call `go_on()` when it has taken all that is ready and something is held; enforce the waits
@@ -155,6 +155,9 @@ class RequestReader:
                     at = self._take_length(data, at)
                 elif part is _CHUNKED:
                     at = self._take_chunks(data, at)
+                    if self._part is _CHUNKED and at < size:
+                        self.held = data[at:]
+                        return
                 else:
                     return
         except GatewayError as error:

@@ -182,10 +182,14 @@ class Provider(ABC):
             document = msgspec.json.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None, False
+        if isinstance(document, list) and len(document) == 1:  # Google
+            return (document[0].get("error") if isinstance(document[0], dict) else None), False
         if not isinstance(document, dict):
             return None, False
         error = document.get("error")
-        return (document, False) if error is None else (error, isinstance(error, dict))
+        if error is None:
+            return document, False
+        return error, isinstance(error, dict) and isinstance(error.get("message"), str)
 
     def masked(self, text: bytes) -> bytes:
         """`text` without our key and without anything that looks like one."""

@@ -109,7 +109,7 @@ class MessagesWire:
             raise RefusalError("temperature: range: 0..1")
         if isinstance(ask.system, list):
             _check_blocks(ask.system, "system")
-        pictures = _check_turns(turns)
+        pictures = _check_turns(turns, bool(ask.tools))
         tools = tuple(Tool(tool.name, schema_of(tool.input_schema)) for tool in ask.tools or ())
         for number, tool in enumerate(tools):
             if isinstance(tool.schema, dict) and tool.schema.get("type") != "object":
@@ -219,7 +219,7 @@ _FAILURES = {
 }
 
 
-def _check_turns(turns: list[_Turn]) -> list[str]:
+def _check_turns(turns: list[_Turn], with_tools: bool) -> list[str]:
     """Checks every turn; gives the data or addresses of the pictures in them."""
     if not turns:
         raise RefusalError("messages: at least one message is required")
@@ -233,12 +233,11 @@ def _check_turns(turns: list[_Turn]) -> list[str]:
         if unasked := given - waiting:
             raise RefusalError(f"{where}: unexpected `tool_use_id` found in `tool_result` blocks: {', '.join(unasked)}")
         if missing := waiting - given:
-            raise RefusalError(
-                f"messages.{number - 1}: `tool_use` ids were found without `tool_result` blocks immediately after: "
-                f"{', '.join(missing)}. Each `tool_use` block must have a corresponding `tool_result` block in the "
-                "next message."
-            )
+            found = f"messages.{number - 1}: `tool_use` ids were found without `tool_result` blocks immediately after"
+            raise RefusalError(f"{found}: {', '.join(missing)}.")
         waiting = {block.id or "" for block in blocks if block.type == "tool_use"}
+        if (given or waiting) and not with_tools:
+            raise RefusalError("Requests which include `tool_use` or `tool_result` blocks must define tools.")
     return pictures
 
 
