@@ -37,8 +37,8 @@ FEW_POLLS = 2.5
 PORTION_RECORDS = 500
 # At each look ahead of a store that is away: 10,000 a second.
 AHEAD_RECORDS = 1000
-# Of one transaction, when there is a backlog. PostgreSQL is not faster with more, SQLite by a thirtieth. But the loop is
-# kept for longer, and those who take spans have their turn while a transaction is written.
+# Of one transaction, when there is a backlog. PostgreSQL is not faster with more, SQLite by a thirtieth. But the loop
+# is kept for longer, and those who take spans have their turn while a transaction is written.
 BATCH_ROWS_MAX = 1000
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 5.0
