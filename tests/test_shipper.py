@@ -407,9 +407,9 @@ async def test_there_is_a_lag_until_the_whole_backlog_is_stored(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("rows", "waited", "polls"),
-    [(0, 1, FEW_POLLS), (99, 1, FEW_POLLS), (100, 1, 1), (499, 5, FEW_POLLS), (500, 5, 1), (5_000, 1, 1)],
+    [(0, 1, FEW_POLLS), (99, 1, FEW_POLLS), (100, 1, 1), (249, 2.5, FEW_POLLS), (250, 2.5, 1), (5_000, 1, 1)],
 )
-def test_where_rows_are_few_they_wait_for_more(rows: int, waited: int, polls: int) -> None:
+def test_where_rows_are_few_they_wait_for_more(rows: int, waited: float, polls: float) -> None:
     """By the rows of a second, so that the longer wait does not make many of them."""
     assert polls_to_wait(rows, waited) == polls
 
