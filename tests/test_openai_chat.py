@@ -104,6 +104,10 @@ def test_refuses_and_names_the_field(data: bytes, kind: str, param: str | None) 
 def test_malformed_json_is_named_with_its_place() -> None:
     with pytest.raises(GatewayError, match=r"line 2, column 7 \(byte 8\)"):
         openai_chat.read(b'{\n "x": oops}')
+    with pytest.raises(GatewayError, match="no body"):
+        openai_chat.read(b" \n")
+    with pytest.raises(GatewayError, match="byte order mark"):
+        openai_chat.read(b"\xef\xbb\xbf{}")
     with pytest.raises(GatewayError, match=r"UTF-8 at line 1, column 7 \(byte 6\)"):
         openai_chat.read(b'{"x":"\xff"}')
     for half in (b"\\ud83d", b"\\ud83d\\n", b"\\ude00", b"\\ud83d\\ud83d"):

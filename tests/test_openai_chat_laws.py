@@ -82,11 +82,13 @@ def outcome(read: Any) -> Any:
         ask = read()
     except GatewayError as error:
         return (error.kind, error.param, error.message)
+    ask.only_labels = False  # what the quick one has seen in passing, and the careful one does not look for
     return ask
 
 
 @tried(4)
 @given(objects(NAMES, field_values, 6).map(with_messages))
+@example('{"messages":[{"role":"user"}],"metadata":{"tenant":"t"}}')
 @example('{"messages":[{"role":"user"}],"model":"a","            ":1,"model":"b"}')  # as much space as the second takes
 @example('{"messages": [{"role": "user"}], "model":"a","m":1,"model":"b"}')
 @example('{"messages":[{"role":"user"}],"metadata":{"tenant":"a","tenant":"b"}}')

@@ -10,7 +10,6 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,7 @@ from edgegw.ledger.assembly import Assembler, unpriced
 from edgegw.ledger.journal import Journal
 from edgegw.ledger.reader import LifeReader
 from edgegw.ledger.record import AttemptRecord, End, Record, Try, Vitals
-from edgegw.ledger.shipper import IDLE_AFTER_S, Shipper
+from edgegw.ledger.shipper import FEW_POLLS, Shipper, polls_to_wait
 from edgegw.ledger.store import Batch, Checkpoint, SchemaTooNewError, Store, StoreError
 
 TESTS = Path(__file__).parent
@@ -406,39 +405,13 @@ async def test_there_is_a_lag_until_the_whole_backlog_is_stored(tmp_path: Path) 
     await store.close()
 
 
-async def test_an_idle_shipper_looks_less_often_until_there_is_a_row(tmp_path: Path) -> None:
-    class Watched(ManualClock):
-        looks = 0  # before each pause the shipper asks for the time
-
-        def now(self) -> float:
-            self.looks += 1
-            return super().now()
-
-    clock = Watched()
-    journal = open_journal(tmp_path)
-    store = sqlite_store(tmp_path / "books.db")
-    shipper = Shipper(tmp_path, store, clock, unpriced, poll_s=0.001)
-    running = asyncio.create_task(shipper.run())
-
-    def shipped(requests: int) -> bool:
-        return shipper.tally.requests == requests
-
-    async def looks(times: int) -> None:
-        wanted = clock.looks + times
-        await until(lambda: clock.looks >= wanted)
-
-    for number in range(2):
-        play(journal, number)
-        await until(partial(shipped, number + 1))
-        await looks(20)
-        clock.jump(IDLE_AFTER_S)
-        await looks(1)
-        looked = clock.looks
-        await asyncio.sleep(0.1)
-        assert clock.looks <= looked + 1
-    assert await shipper.stop(WAIT_S)
-    await running
-    await store.close()
+@pytest.mark.parametrize(
+    ("rows", "waited", "polls"),
+    [(0, 1, FEW_POLLS), (99, 1, FEW_POLLS), (100, 1, 1), (249, 2.5, FEW_POLLS), (250, 2.5, 1), (5_000, 1, 1)],
+)
+def test_where_rows_are_few_they_wait_for_more(rows: int, waited: float, polls: float) -> None:
+    """By the rows of a second, so that the longer wait does not make many of them."""
+    assert polls_to_wait(rows, waited) == polls
 
 
 async def test_an_observer_that_fails_does_not_stop_the_books(tmp_path: Path) -> None:

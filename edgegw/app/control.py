@@ -97,7 +97,7 @@ def build_control(
     upkeeper = Upkeeper(upkeeps, clock)
     traced: list[Observer] = [] if tracing is None else [tracing.spans.observe]
     observers = [metrics.observe, *traced]
-    shipper = Shipper(state_dir, store, clock, prices.price, observers, batch_rows_max=store.batch_rows_max)
+    shipper = Shipper(state_dir, store, clock, prices.price, observers)
     adoption = build_adoption(settings, clock, state_dir, prices.price, traced)
     contents = ContentShipper(
         state_dir,

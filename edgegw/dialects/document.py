@@ -25,6 +25,7 @@ _HALF_OF_A_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]]|[^\s{}\[\],:"]++')
 _AFTER_A_VALUE = b"]}, \t\r\n"
 _WHITE_SPACE = b" \t\r\n"
+_BOM = b"\xef\xbb\xbf"
 # What is walked over is bounded: a client's odd body must not hold up a worker. OpenAI has 40 fields.
 FIELDS_MAX = 1024
 _SKIPPED_TOKENS_MAX = 16 * 1024
@@ -74,6 +75,10 @@ def _check_utf8(body: bytes) -> None:
 
 def _not_json(body: bytes, complaint: str) -> GatewayError:
     """Turns msgspec's words ("JSON is malformed: invalid character (byte 12)") into ours, with a place to look at."""
+    if not body.strip(_WHITE_SPACE):
+        return GatewayError("invalid_json", "The request has no body, or does not say how long it is.")
+    if body.startswith(_BOM):
+        return GatewayError("invalid_json", "The request body is not valid JSON: it begins with a byte order mark.")
     match = _BYTE_OF_ERROR.search(complaint)
     whole = _WHOLE_PAIRS.match(body, 0, _LOOKED_AT_BYTES_MAX) if match is None or "surrogate" in complaint else None
     if whole is not None and _HALF_OF_A_PAIR.match(body, whole.end()):

@@ -56,8 +56,6 @@ class SqliteStore:
     (0: unbounded); what does not fit is a StoreError. It is looked at when a connection is made, so after an error.
     """
 
-    batch_rows_max = 2000  # of one transaction: a twentieth cheaper than half of them, and nobody waits for its thread
-
     def __init__(
         self,
         path: Path,

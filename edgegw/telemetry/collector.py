@@ -30,7 +30,7 @@ from edgegw.telemetry.wording import Wording
 CONNECT_S = 5.0
 KEEP_ALIVE_S = 30.0
 # Requests encoded in one go: about a millisecond in which the control process does nothing else.
-SLICE = 32
+SLICE = 64
 # Bytes compressed in one go: about as long.
 SLICE_BYTES = 128 * 1024
 # A tenth of a batch is left, in half the time of level 6, which leaves little less.

@@ -34,6 +34,8 @@ def varint(number: int) -> bytes:
     """Negative numbers as 64 bit two's complement, as int64 has them."""
     if 0 <= number < 128:
         return _BYTE[number]
+    if 0 <= number < _TWO_BYTES:
+        return _BYTE_AND_MORE[number & 127] + _BYTE[number >> 7]
     number &= 0xFFFF_FFFF_FFFF_FFFF
     out = bytearray()
     while number > 127:
@@ -125,15 +127,15 @@ class Encoder:
         forms = self._forms
         for name, value in span.own:
             form = forms.get(name) or self._form(name)
-            if isinstance(value, float):
-                pieces += (form.double, _DOUBLE(value))
-            elif isinstance(value, str) and len(text := value.encode("utf-8", "replace")) < _SHORT:
-                pieces += (form.text[len(text)], text)
-            elif isinstance(value, int) and 0 <= value < _TWO_BYTES:
+            if isinstance(value, int) and 0 <= value < _TWO_BYTES:
                 if value < 128:
                     pieces += (form.one_byte, _BYTE[value])
                 else:
                     pieces += (form.two_bytes, _BYTE_AND_MORE[value & 127], _BYTE[value >> 7])
+            elif isinstance(value, float):
+                pieces += (form.double, _DOUBLE(value))
+            elif isinstance(value, str) and len(text := value.encode("utf-8", "replace")) < _SHORT:
+                pieces += (form.text[len(text)], text)
             else:
                 pieces.append(field(_ATTRIBUTE, key_value(name, value)))
         return field(b"\x12", b"".join(pieces))

@@ -44,8 +44,6 @@ _POSITION = tuple(field.name for field in fields(Position))
 class PostgresStore:
     """A Store (store.py) in a PostgreSQL database, whose tables are made when it is first used."""
 
-    batch_rows_max = 1000  # not faster with more, and the loop is kept for longer: rows are encoded on it
-
     def __init__(self, address: PostgresAddress, known: tuple[Migration, ...], clock: Clock, journal: str) -> None:
         self._postgres = Postgres(address, self._opened)
         self._known = known
