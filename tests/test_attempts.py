@@ -16,6 +16,7 @@ from edgegw.dialects.base import Ask
 from edgegw.errand import Errand
 from edgegw.errors import GatewayError
 from edgegw.exchange import Attempt, Exchange, RetryPolicy, Route, Target
+from edgegw.http.date import Date
 from edgegw.http.outbox import Outbox
 from edgegw.http.reply import Reply
 from edgegw.http.request import Request
@@ -99,6 +100,7 @@ class Client:
     def __init__(self) -> None:
         self.transport = cast(Any, None)
         self.outbox = Outbox()
+        self.date = Date(lambda: 0)
         self.write_paused = False
 
     def finished(self, reply: Reply, keep_alive: bool) -> None: ...

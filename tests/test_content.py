@@ -23,6 +23,7 @@ from edgegw.content.record import Content
 from edgegw.content.wire import HEAD_ROOM_BYTES, ReplyCopy, behind_head, unchunked
 from edgegw.exchange import Attempt, Exchange, Target
 from edgegw.http.chunked import ChunkedBody
+from edgegw.http.date import Date
 from edgegw.http.outbox import Outbox
 from edgegw.http.reply import JSON, LAST_CHUNK, Reply, chunk
 from edgegw.http.request import Request
@@ -55,6 +56,7 @@ class Connection:
     def __init__(self) -> None:
         self.write_paused = False
         self.outbox = Outbox()
+        self.date = Date(lambda: 0)
         self.transport = Wire()
 
     def finished(self, reply: Reply, keep_alive: bool) -> None: ...

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from ledger_traces import JOURNAL_ID, WALL_NS
 from postgres_rig import Database
-from test_ledger_sweep import Books, Crash, abandon, cancel, ground, lived, place, prepared
+from test_ledger_sweep import Books, Crash, abandon, cancel, ground, lived, place, prepared, tidied
 
 from edgegw.clock import ManualClock
 from edgegw.ledger.life import JOURNAL_DIR
@@ -28,7 +28,7 @@ AWAITS = 8
 SEED = 4
 TABLES = ("requests", "provider_attempts", "usage_hours", "checkpoints", "open_exchanges")
 
-__all__ = ["place", "prepared"]  # fixtures
+__all__ = ["place", "prepared", "tidied"]  # fixtures
 
 
 async def ship(state_dir: Path, database: Database, at: int = -1, then: Callable[[], None] = abandon) -> int:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from edgegw.clock import ManualClock
 from edgegw.dialects.openai_chat_stream import OpenAIChatStream
+from edgegw.http.date import Date
 from edgegw.http.outbox import Outbox
 from edgegw.http.reply import Reply
 from edgegw.http.request import Request
@@ -112,6 +113,7 @@ class FakeClient:
         self.transport = FakeTransport()
         self.write_paused = False
         self.outbox = Outbox()
+        self.date = Date(lambda: 0)
         self.finished_with: bool | None = None
 
     def finished(self, reply: Reply, keep_alive: bool) -> None:

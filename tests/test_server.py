@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from edgegw.clock import ManualClock
 from edgegw.endpoints import gate
 from edgegw.http.client_connection import Waits
+from edgegw.http.date import Date
 from edgegw.http.knocks import ignore_knocks
 from edgegw.http.outbox import Outbox
 from edgegw.http.reply import JSON, Reply
@@ -22,6 +24,7 @@ from edgegw.http.server import QUEUE_S, Server
 from edgegw.http.watch import Watch
 
 Handler = Callable[[Request, Reply], Coroutine[Any, Any, None]]
+NOW_NS = 1_700_000_000_123_456_789
 GET = b"GET /v1/models HTTP/1.1\r\nHost: e\r\n\r\n"
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: e\r\nContent-Length: 2\r\n\r\n{}"
 
@@ -56,7 +59,14 @@ async def start() -> AsyncIterator[Start]:
         watch = Watch(loop, time.monotonic)
         watch.start()
         server = Server(
-            loop, watch, handler, gate, limits=RequestLimits(**limits), waits=waits, outbox=Outbox(loop.call_soon)
+            loop,
+            watch,
+            handler,
+            gate,
+            limits=RequestLimits(**limits),
+            waits=waits,
+            date=Date(lambda: NOW_NS),
+            outbox=Outbox(loop.call_soon),
         )
         sock = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
         await server.listen(sock)
@@ -426,6 +436,38 @@ def _let_in_with_the_bound_of_the_door(running: Running) -> socket.socket:
     caller.connect(running.address)
     caller.setsockopt(level, option, 64)
     return caller
+
+
+async def test_replies_say_when(start: Start) -> None:
+    """RFC 9110 6.6.1, whole ones and streams of either version."""
+
+    async def answer(request: Request, reply: Reply) -> None:
+        if request.method == b"GET":
+            reply.send(200, JSON, b"{}")
+        else:
+            reply.start(200, JSON, b"a")
+            reply.end(b"b")
+
+    running = await start(answer)
+    for asked in (GET, POST, POST.replace(b"/1.1", b"/1.0")):
+        reader, writer = await running.connect()
+        writer.write(asked)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 3)
+        assert head.count(b"\r\ndate: Tue, 14 Nov 2023 22:13:20 GMT\r\n") == 1
+        writer.close()
+
+
+def test_a_date_is_written_anew_each_second() -> None:
+    clock = ManualClock(wall_ns=NOW_NS)
+    date = Date(clock.wall_ns)
+    date.expire(100.0)
+    assert date.expires_s == pytest.approx(100.877, abs=0.001)
+    clock.jump(0.9)
+    date.expire(100.9)
+    assert date.line == b"date: Tue, 14 Nov 2023 22:13:21 GMT\r\n"
+    clock.jump(-60)  # a wall clock may be set back
+    date.expire(102.0)
+    assert date.line == b"date: Tue, 14 Nov 2023 22:12:21 GMT\r\n"
 
 
 async def test_http_1_0_streams_end_with_the_connection(start: Start) -> None:

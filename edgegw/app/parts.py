@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from edgegw.http.client_connection import Waits
+from edgegw.http.date import Date
 from edgegw.http.outbox import Outbox
 from edgegw.http.request import RequestLimits
 from edgegw.http.server import Server
@@ -50,5 +51,6 @@ def build_server(
             settings.client_stall_timeout_s,
         ),
         requests_per_connection_max=settings.requests_per_connection_max,
+        date=Date(time.time_ns),
         outbox=outbox,
     )

@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 
 from edgegw.errand import Errand
 from edgegw.http.connection import RequestReader
+from edgegw.http.date import Date
 from edgegw.http.knocks import hear
 from edgegw.http.outbox import Outbox
 from edgegw.http.probe import abort_if_gone
@@ -57,6 +58,7 @@ class Site(Protocol):
     limits: RequestLimits
     waits: Waits
     outbox: Outbox
+    date: Date
     requests_per_connection_max: int
     connections: set[ClientConnection]
     in_work: int
@@ -78,6 +80,7 @@ class ClientConnection(asyncio.Protocol):
         "_server",
         "_serving",
         "_uptake",
+        "date",
         "expires_s",
         "outbox",
         "transport",
@@ -98,6 +101,7 @@ class ClientConnection(asyncio.Protocol):
         self._paused_reading = False
         self.write_paused = False
         self.outbox = server.outbox
+        self.date = server.date
         self.expires_s = NEVER
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
 

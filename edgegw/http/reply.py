@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, Protocol
 
+from edgegw.http.date import Date
 from edgegw.http.outbox import CopyingOutbox, Outbox
 from edgegw.http.request import Request
 
@@ -78,6 +79,7 @@ class ReplyConnection(Protocol):
 
     write_paused: bool
     outbox: Outbox
+    date: Date
 
     @property
     def transport(self) -> Transport: ...
@@ -137,8 +139,9 @@ class Reply:
             return
         self.started = True
         request = self.request
-        head = b"%b%b%bcontent-length: %d\r\n\r\n" % (
+        head = b"%b%b%b%bcontent-length: %d\r\n\r\n" % (
             _OK if status == 200 else status_line(status),
+            self._connection.date.line,
             fields,
             b"" if request.keep_alive and not request.http_1_0 else self._connection_field(),
             len(body),
@@ -153,13 +156,14 @@ class Reply:
             return
         self.started = True
         request = self.request
+        line = status_line(status) + self._connection.date.line
         if self.chunked:
             connection = b"" if request.keep_alive else b"connection: close\r\n"
-            head = b"%b%b%btransfer-encoding: chunked\r\n\r\n" % (status_line(status), fields, connection)
+            head = b"%b%b%btransfer-encoding: chunked\r\n\r\n" % (line, fields, connection)
             data = head + chunk(first) if first else head
         else:  # HTTP/1.0 knows no chunks: the end of the connection is the end of the stream
             request.keep_alive = False
-            data = b"%b%bconnection: close\r\n\r\n%b" % (status_line(status), fields, first)
+            data = b"%b%bconnection: close\r\n\r\n%b" % (line, fields, first)
         self.bytes_out = len(data)
         self._outbox.write(self._transport, data)
 

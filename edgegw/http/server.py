@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from edgegw.http.client_connection import ClientConnection, Handler, Waits
+from edgegw.http.date import Date
 from edgegw.http.knocks import hear
 from edgegw.http.outbox import Outbox
 from edgegw.http.request import Request, RequestLimits
@@ -39,6 +40,7 @@ class Server:
         limits: RequestLimits,
         waits: Waits,
         requests_per_connection_max: int = 10_000,
+        date: Date,
         outbox: Outbox | None = None,
     ) -> None:
         self.loop = loop
@@ -49,6 +51,8 @@ class Server:
         self.waits = waits
         self.requests_per_connection_max = requests_per_connection_max
         self.outbox = outbox or Outbox()
+        self.date = date
+        watch.add(date)
         self.connections: set[ClientConnection] = set()
         self.in_work = 0
         self.draining = False
