@@ -67,6 +67,11 @@ def segment_index(name: str) -> int:
     return int(stem) if stem != name and stem.isascii() and stem.isdigit() else 0
 
 
+def header(index: int, salt: int, size: int) -> bytes:
+    """Of a segment that is about to be written."""
+    return _HEADER.pack(MAGIC, FORMAT, index, salt, size, 0, 0, 0)
+
+
 def read_header(data: bytes) -> Header | None:
     """The header, None when there is none (not yet, or it is damaged)."""
     if len(data) < HEADER_BYTES:
