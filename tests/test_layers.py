@@ -31,7 +31,7 @@ LAYERS: dict[int, str] = {
     1: """
         access pattern trace routing retry breaker tokens endpoints reply_fields price_table prices client_ids
         http.__init__ http.request http.chunked http.head http.judge http.known_head http.connection http.response
-        http.inflate http.outbox http.date http.reply http.proxies http.sse
+        http.inflate http.outbox http.date http.linger http.reply http.proxies http.sse
         dialects.__init__ dialects.base dialects.chat dialects.complaints dialects.document dialects.openai_chat
         dialects.openai_chat_request dialects.openai_chat_messages dialects.openai_chat_reply
         dialects.openai_chat_stream dialects.openai_chat_accents dialects.openai_chat_writer dialects.texts

@@ -346,6 +346,28 @@ async def test_draining_waits_for_who_still_asks_and_who_reads_slowly(start: Sta
     assert not server.connections
 
 
+async def test_draining_does_not_reset_who_still_sends_what_was_refused(start: Start) -> None:
+    """The refusal would be lost with it: to some clients a reset while they send is the end."""
+
+    async def refuse(request: Request, reply: Reply) -> None:
+        assert request.error is not None
+        reply.send(request.error.status, JSON, b"{}")
+
+    running = await start(refuse, body_bytes_max=1000)
+    reader, writer = await running.connect()
+    writer.write(POST.replace(b": 2", b": 100000"))
+    await until(lambda: running.server.in_work == 0 and not next(iter(running.server.connections)).is_new)
+    running.server.drain()
+    gone = asyncio.ensure_future(running.server.wait_gone(5))
+    for _ in range(20):
+        writer.write(b"{" * 4000)
+        await writer.drain()
+        await asyncio.sleep(0.005)
+    assert (await asyncio.wait_for(reader.read(), 3)).startswith(b"HTTP/1.1 413 ")
+    writer.close()
+    await gone
+
+
 async def test_who_has_knocked_before_the_door_is_shut_is_answered(start: Start) -> None:
     running = await start(echo)
     callers = []

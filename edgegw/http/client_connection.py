@@ -16,6 +16,7 @@ from edgegw.errand import Errand
 from edgegw.http.connection import RequestReader
 from edgegw.http.date import Date
 from edgegw.http.knocks import hear
+from edgegw.http.linger import Lingering
 from edgegw.http.outbox import Outbox
 from edgegw.http.probe import abort_if_gone
 from edgegw.http.reply import CONTINUE, Reply
@@ -26,11 +27,6 @@ from edgegw.http.watch import NEVER, Watch
 # A client's buffer: above `high` the upstream is paused, below `low` it goes on (research: Envoy 32 KiB, pingora 64).
 WRITE_HIGH_BYTES = 64 * 1024
 WRITE_LOW_BYTES = 16 * 1024
-# A refused message is read on (and thrown away) for this long, and as long as it comes with this rate: to some clients
-# (Node) a reset while they send is the end, though the refusal was there before it (RFC 9112 9.6).
-LINGER_S = 2.0
-LINGER_BYTES_PER_S_MIN = 256 * 1024
-LINGER_BYTES_MAX = 64 * 1024 * 1024
 # A body may stall for `body_timeout_s`, and over all must come with at least this rate after that grace.
 BODY_BYTES_PER_S_MIN = 1024
 
@@ -72,7 +68,7 @@ class ClientConnection(asyncio.Protocol):
         "_body_since_s",
         "_eof",
         "_errand",
-        "_lingered_bytes",
+        "_lingering",
         "_paused_reading",
         "_reader",
         "_reply",
@@ -95,7 +91,7 @@ class ClientConnection(asyncio.Protocol):
         self._serving = False
         self._requests = 0
         self._body_since_s = 0.0
-        self._lingered_bytes = -1
+        self._lingering: Lingering | None = None
         self._uptake: Uptake | None = None
         self._eof = False
         self._paused_reading = False
@@ -119,8 +115,9 @@ class ClientConnection(asyncio.Protocol):
         self.expires_s = server.watch.now_s + server.waits.keep_alive_s
 
     def data_received(self, data: bytes) -> None:
-        if self._lingered_bytes >= 0:
-            self._linger(len(data))
+        lingering = self._lingering
+        if lingering is not None:
+            self._throw_away(lingering, len(data))
             return
         reader = self._reader
         reader.feed(data)
@@ -135,10 +132,10 @@ class ClientConnection(asyncio.Protocol):
         self._reader.eof()
         reply = self._reply
         if reply is None:
-            if self._lingered_bytes >= 0:  # it has seen our end, and this is its own
+            if self._lingering is not None:  # it has seen our end, and this is its own
                 return False
             self._serve()
-            return self._is_owing or self._lingered_bytes >= 0
+            return self._is_owing or self._lingering is not None
         if not reply.request.http_1_0 and reply.probe():
             abort_if_gone(self.transport, self._server.loop, lambda: self._reply is reply)
         return True
@@ -147,9 +144,8 @@ class ClientConnection(asyncio.Protocol):
         server = self._server
         server.connections.discard(self)
         server.watch.discard(self)
-        reply = self._reply
-        if reply is not None:
-            reply.lost()
+        if self._reply is not None:
+            self._reply.lost()
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -162,7 +158,7 @@ class ClientConnection(asyncio.Protocol):
         self.write_paused = False
         reply = self._reply
         if reply is None:
-            if self._lingered_bytes < 0:
+            if self._lingering is None:
                 self._serve()
             return
         self.expires_s = NEVER
@@ -184,7 +180,7 @@ class ClientConnection(asyncio.Protocol):
                 self._hand_out(reader.ready.pop(0))
         finally:
             self._serving = False
-        if self._reply is None and self._lingered_bytes < 0 and not (self.write_paused and self._is_owing):
+        if self._reply is None and self._lingering is None and not (self.write_paused and self._is_owing):
             if reader.held:
                 self._server.loop.call_soon(self._go_on)
             elif reader.dead or self._eof:
@@ -284,14 +280,13 @@ class ClientConnection(asyncio.Protocol):
 
     def expire(self, now_s: float) -> None:
         """Some wait is over: a slow client, an idle connection, or the end of lingering."""
-        reply = self._reply
         if self._takes_slowly():
             return
         self.expires_s = NEVER
-        if reply is not None:
+        if self._reply is not None:
             if self.write_paused:
-                reply.too_slow()
-        elif self._lingered_bytes >= 0 or self.write_paused:
+                self._reply.too_slow()
+        elif self._lingering is not None or self.write_paused:
             self.transport.abort()
         elif self._reader.mid_head or self._reader.mid_body:
             self._reader.time_out()
@@ -324,20 +319,18 @@ class ClientConnection(asyncio.Protocol):
         if self._eof or not transport.can_write_eof():
             transport.close()
             return
-        self._lingered_bytes = 0
+        now_s = self._server.watch.now_s
+        self._lingering = Lingering(now_s)
         self._uptake = None
-        self._body_since_s = self._server.watch.now_s
-        self._linger(0)  # longer, for as long as it takes what is unsent
+        self.expires_s = self._lingering.until_s(now_s)  # later, for as long as it takes what is unsent
         transport.write_eof()
         self._resume_reading()
 
-    def _linger(self, size: int) -> None:
-        self._lingered_bytes += size
-        if self._lingered_bytes > LINGER_BYTES_MAX:
-            self.transport.abort()
+    def _throw_away(self, lingering: Lingering, size: int) -> None:
+        if lingering.takes(size):
+            self.expires_s = lingering.until_s(self._server.watch.now_s)
         else:
-            slowest_s = self._body_since_s + self._lingered_bytes / LINGER_BYTES_PER_S_MIN
-            self.expires_s = LINGER_S + min(self._server.watch.now_s, slowest_s)
+            self.transport.abort()
 
     @property
     def is_new(self) -> bool:
@@ -345,7 +338,7 @@ class ClientConnection(asyncio.Protocol):
         return self._requests == 0
 
     def close_if_idle(self) -> None:
-        if not (self._is_owing or self._reader.mid_head or self._reader.mid_body):
+        if not (self._is_owing or self._lingering or self._reader.mid_head or self._reader.mid_body):
             self.outbox.flush()
             self.transport.close()
 
