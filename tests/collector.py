@@ -190,7 +190,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("content-length", str(len(reply)))
         self.end_headers()
-        self.wfile.write(reply)
+        with contextlib.suppress(ConnectionError):  # a gateway that is killed does not wait for it
+            self.wfile.write(reply)
 
     def log_message(self, format: str, *args: object) -> None:
         """Not on stderr."""
