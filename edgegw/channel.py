@@ -235,6 +235,7 @@ class ChannelClient:
         self._closed_handlers: list[Callable[[], None]] = []
         self._link: WorkerLink | None = None
         self._task: asyncio.Task[None] | None = None
+        self._dialling: asyncio.Task[WorkerLink] | None = None
         self._first_ready: asyncio.Future[None] | None = None
 
     def handle(self, kind: type[M], handler: Callable[[M], None]) -> None:
@@ -270,7 +271,9 @@ class ChannelClient:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-            self._task = None
+        if self._dialling is not None:  # cut short it would leave a link that nobody knows of
+            with contextlib.suppress(OSError):
+                self._link = await self._dialling
         if self._link is not None:
             self._link.close()
             await self._link.gone
@@ -278,8 +281,9 @@ class ChannelClient:
     async def _stay_connected(self, loop: asyncio.AbstractEventLoop) -> None:
         backoff_s = BACKOFF_MIN_S
         while True:
+            self._dialling = loop.create_task(self._connect(loop))
             try:
-                link = self._link = await self._connect(loop)
+                link = self._link = await asyncio.shield(self._dialling)
             except OSError:
                 pass  # not there yet, or not any more
             else:

@@ -336,6 +336,21 @@ async def test_a_control_process_that_is_frozen_is_cut_off_and_sought_again(
     assert await client.wait_open(5)
 
 
+@pytest.mark.parametrize("turns", range(8))
+async def test_closed_while_it_connects_it_leaves_nothing(house: House, turns: int) -> None:
+    told: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    server = await house.start()
+    client = house.client()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await client.close()
+    await client.close()
+    await house.until(lambda: not server.links)
+    assert not client.open
+    assert told == []
+
+
 async def test_last_words_are_sent_before_closing(house: House) -> None:
     await house.start()
     client = house.client()
